@@ -1,0 +1,133 @@
+"""The Typer app: finds the command, runs it, and prints every error itself."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import os
+import sys
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from ckpt_cli import __version__
+from ckpt_cli.commands.options import EPILOG, SETTINGS
+from ckpt_cli.errors import CkptError
+from ckpt_cli.ui import out
+
+# In the order of `ckpt --help`; each is the module of its name in `commands`, imported when it is asked for.
+COMMANDS = ("list", "latest", "inspect", "prune", "convert", "demo")
+
+
+class Commands(TyperGroup):
+    """Subcommands that are imported when they are needed: `ckpt list` does not pay for `ckpt convert`."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        if cmd_name not in COMMANDS:
+            return None
+        module = importlib.import_module(f"ckpt_cli.commands.{cmd_name}")
+        command = typer.main.get_command(module.app)
+        command.name = cmd_name
+        return command
+
+
+app = typer.Typer(
+    cls=Commands,
+    context_settings=SETTINGS,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    no_args_is_help=True,
+    epilog=EPILOG,
+)
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        print(f"ckpt {__version__}, Python {sys.version.split()[0]}")
+        raise typer.Exit()
+
+
+@app.callback()
+def ckpt(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version and exit.", callback=_version, is_eager=True)
+    ] = False,
+) -> None:
+    """List, look into, prune and convert the checkpoints that language-model training leaves behind.
+
+    \b
+    examples:
+      ckpt list                     what is there
+      ckpt latest d12               the newest whole step of a run
+      ckpt inspect tensors d12      names, dtypes, shapes
+      ckpt prune --keep 3 -n        what would go
+      ckpt convert d12              to safetensors
+    """
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs one command line and returns its exit code; nothing but a debugger's wish lets a traceback out."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
+    try:
+        code = typer.main.get_command(app).main(args=arguments, prog_name="ckpt", standalone_mode=False)
+        sys.stdout.flush()
+        return code if isinstance(code, int) else 0
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except (KeyboardInterrupt, typer.Abort):
+        return _fail(CkptError("interrupted"), 130)
+    except CkptError as error:
+        return _fail(error, error.code)
+    except Exception as error:
+        if os.environ.get("CKPT_DEBUG"):
+            raise
+        usage = _usage_error(error)
+        if usage is not None:
+            return _fail(usage, 2) if usage.message else 2
+        if isinstance(error, OSError):
+            named = f"{error.filename}: " if error.filename else ""
+            return _fail(CkptError(f"{named}{error.strerror or error}"), 2)
+        what = f"something in ckpt itself went wrong: {type(error).__name__}: {error}"
+        return _fail(CkptError(what, "CKPT_DEBUG=1 shows where; please report it"), 2)
+
+
+def _fail(error: CkptError, code: int) -> int:
+    if os.environ.get("CKPT_DEBUG") and code != 130:
+        import traceback
+
+        traceback.print_exc()
+    out.error(error)
+    return code
+
+
+def _usage_error(error: Exception) -> CkptError | None:
+    """A wrong command line as one of our errors, with the nearest option or command; help alone has no message."""
+    if not hasattr(error, "format_message"):
+        return None
+    context = getattr(error, "ctx", None)
+    if type(error).__name__ == "NoArgsIsHelpError":
+        print(error.format_message(), file=sys.stderr)
+        return CkptError("")
+    message = error.format_message().rstrip(".")
+    message = message[:1].lower() + message[1:]
+    close = list(getattr(error, "possibilities", None) or [])
+    if message.startswith("no such command"):
+        typed = message.split("'")[1] if "'" in message else ""
+        close = difflib.get_close_matches(typed, context.command.list_commands(context), 1) if context else []
+        message = message.split(" (")[0].split(". ")[0]
+    path = context.command_path if context else "ckpt"
+    hint = f"did you mean {close[0]}" if close else f"`{path} --help` shows what there is"
+    return CkptError(message, hint)
+
+
+def run() -> None:
+    """The console script."""
+    sys.exit(main())

@@ -1,0 +1,226 @@
+"""The values everything else passes around: checkpoints, their parts, their tensors. No I/O."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+Role = Literal[
+    "model", "optimizer", "meta", "config", "index", "adapter", "recipe", "tokenizer", "manifest", "export", "other"
+]
+State = Literal["complete", "incomplete", "in-progress"]
+Goal = Literal["min", "max"]
+
+# What a metric is called when nobody says, most telling first; all of these fall as a model improves.
+DEFAULT_METRICS = ("val_bpb", "val_loss", "eval_loss", "loss")
+
+
+@dataclass(frozen=True)
+class Part:
+    """One file of a checkpoint. `modified` is its mtime in nanoseconds since the epoch."""
+
+    role: Role
+    path: str
+    bytes: int
+    modified: int
+    rank: int | None = None
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What is wrong: a stable code, a sentence, and the file it is about."""
+
+    code: str
+    detail: str
+    path: str
+
+
+@dataclass(frozen=True)
+class Metric:
+    name: str
+    value: float
+    goal: Goal
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """Optimizer shards by rank: those there, and those of 0..R that are not."""
+
+    present: tuple[int, ...]
+    missing: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What belongs to one step of one run.
+
+    `name` is the trainer's own name for it (`model_001000`), `metrics` every finite number that its
+    metadata gives at top level, `linked` true when the run was reached through a link out of the root.
+    """
+
+    layout: str
+    source: str | None
+    tag: str
+    step: int | None
+    unit: Literal["step", "epoch"] | None
+    name: str
+    dir: str
+    parts: tuple[Part, ...]
+    state: State = "complete"
+    resumable: bool | None = None
+    problems: tuple[Problem, ...] = ()
+    metrics: tuple[tuple[str, float], ...] = ()
+    ranks: Ranks | None = None
+    pinned: bool = False
+    linked: bool = False
+    by_name: bool = False
+
+    @property
+    def run(self) -> str:
+        return f"{self.source}/{self.tag}" if self.source else self.tag
+
+    @property
+    def ref(self) -> str:
+        """SOURCE/TAG/STEP; the trainer's name stands for the step where a number occurs twice."""
+        last = self.name if self.by_name or self.step is None else str(self.step)
+        return f"{self.run}/{last}"
+
+    @property
+    def bytes(self) -> int:
+        return sum(part.bytes for part in self.parts if part.role != "export")
+
+    @property
+    def modified(self) -> int:
+        """mtime of the newest part, in nanoseconds."""
+        return max((part.modified for part in self.parts), default=0)
+
+    def having(self, *roles: Role) -> list[Part]:
+        return [part for part in self.parts if part.role in roles]
+
+
+@dataclass(frozen=True)
+class Storage:
+    """A run of bytes in a file that tensors are views of.
+
+    `offset` and `bytes` place it in `file`; `crc32` is what the writer recorded, None where nothing was.
+    `packed` says that the bytes are compressed and so cannot be sliced in place.
+    """
+
+    name: str
+    file: str
+    offset: int
+    bytes: int
+    crc32: int | None = None
+    packed: bool = False
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """A tensor as a strided view of a storage: `offset` counts elements from the storage's start.
+
+    `dtype` is torch's spelling without `torch.`; `storage` is None where no bytes exist (meta device) or
+    where they cannot be laid out as one strided view (`form` then says what it is: sparse, quantized).
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    stride: tuple[int, ...]
+    offset: int
+    itemsize: int
+    storage: Storage | None
+    form: str = "strided"
+    swapped: bool = False
+    signs: Literal["", "negated", "conjugated"] = ""
+
+    @property
+    def elements(self) -> int:
+        return math.prod(self.shape)
+
+    @property
+    def bytes(self) -> int:
+        return self.elements * self.itemsize
+
+    @property
+    def file_offset(self) -> int | None:
+        if self.storage is None or self.storage.packed:
+            return None
+        return self.storage.offset + self.offset * self.itemsize
+
+
+@dataclass(frozen=True)
+class ForeignGlobal:
+    """A name in a pickle that no checkpoint needs. It was not imported; `runs_code` if calling it could do harm."""
+
+    name: str
+    runs_code: bool
+
+
+@dataclass(frozen=True)
+class TensorFile:
+    """What a file of tensors holds. `values` is everything that is no tensor, by dotted name."""
+
+    path: str
+    container: str
+    tensors: tuple[TensorInfo, ...]
+    values: dict[str, Any]
+    foreign_globals: tuple[ForeignGlobal, ...] = ()
+    storages: tuple[Storage, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+def pick_metric(checkpoint: Checkpoint, wanted: str | None = None, goal: Goal | None = None) -> Metric | None:
+    """The named metric, or the first of `DEFAULT_METRICS` that the checkpoint has."""
+    values = dict(checkpoint.metrics)
+    for name in (wanted,) if wanted else DEFAULT_METRICS:
+        if name in values:
+            return Metric(name, values[name], goal or "min")
+    return None
+
+
+def iso_time(nanoseconds: int) -> str:
+    """ISO 8601 in UTC, whole seconds."""
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(nanoseconds // 1_000_000_000))
+
+
+def problem_record(problem: Problem) -> dict[str, Any]:
+    return {"code": problem.code, "detail": problem.detail, "path": problem.path}
+
+
+def checkpoint_record(checkpoint: Checkpoint, metric: Metric | None = None) -> dict[str, Any]:
+    """The checkpoint as every command's JSON shows it."""
+    metric = metric or pick_metric(checkpoint)
+    ranks = checkpoint.ranks
+    return {
+        "ref": checkpoint.ref,
+        "layout": checkpoint.layout,
+        "source": checkpoint.source,
+        "tag": checkpoint.tag,
+        "step": checkpoint.step,
+        "unit": checkpoint.unit,
+        "dir": checkpoint.dir,
+        "state": checkpoint.state,
+        "resumable": checkpoint.resumable,
+        "problems": [problem_record(problem) for problem in checkpoint.problems],
+        "bytes": checkpoint.bytes,
+        "modified": iso_time(checkpoint.modified),
+        "metric": metric and {"name": metric.name, "value": metric.value, "goal": metric.goal},
+        "ranks": ranks and {"present": list(ranks.present), "missing": list(ranks.missing)},
+        "parts": [
+            {"role": part.role, "path": part.path, "bytes": part.bytes, "rank": part.rank} for part in checkpoint.parts
+        ],
+        "pinned": checkpoint.pinned,
+        "linked": checkpoint.linked,
+    }
+
+
+def is_complete(checkpoint: Checkpoint) -> bool:
+    return checkpoint.state == "complete"
+
+
+def newest(checkpoints: Iterable[Checkpoint]) -> Checkpoint | None:
+    """The one with the highest step; one without a number only where none has one."""
+    return max(checkpoints, key=lambda c: (c.step is not None, c.step or 0, c.modified), default=None)

@@ -1,0 +1,87 @@
+"""ckpt latest"""
+
+from __future__ import annotations
+
+import os
+from typing import Annotated
+
+import typer
+
+from ckpt_cli.checkpoint import Checkpoint, checkpoint_record, is_complete
+from ckpt_cli.commands import options
+from ckpt_cli.errors import CkptError, NotFound
+from ckpt_cli.selector import best_of
+from ckpt_cli.ui import out
+
+app = options.new_app()
+_FIELDS = ("path", "dir", "ref", "source", "tag", "step")
+
+
+@app.command(epilog=options.EPILOG)
+def latest(
+    target: options.Target = None,
+    root: options.Root = None,
+    source: options.Source = None,
+    tag: options.Tag = None,
+    step: options.Step = None,
+    field: Annotated[
+        str, typer.Option("--field", metavar="NAME", help="path, dir, ref, source, tag or step.")
+    ] = "path",
+    best: Annotated[bool, typer.Option("--best", help="The best by the metric instead of the newest.")] = False,
+    metric: Annotated[
+        str | None, typer.Option("--metric", metavar="NAME[:min|max]", help="The metric of --best.")
+    ] = None,
+    before: Annotated[int | None, typer.Option("--before", metavar="N", help="Only steps below N.")] = None,
+    resumable: Annotated[bool, typer.Option("--resumable", help="Only what training can resume from.")] = False,
+    any_state: Annotated[bool, typer.Option("--any-state", help="Incomplete ones count too.")] = False,
+    format: options.Format = None,
+    as_json: options.Json = False,
+    quiet: options.Quiet = False,
+) -> int:
+    """Print the newest complete step of a run: the path of its model.
+
+    \b
+    examples:
+      ckpt latest
+      ckpt latest sft/d12 --field step
+      ckpt latest d12 --resumable --before 20000
+      torchrun ... --resume "$(ckpt latest d12 --field step)"
+    """
+    chosen = out.pick_format(format, as_json, quiet)
+    if field not in _FIELDS:
+        raise CkptError(f"{field!a} is no field: {', '.join(_FIELDS)}")
+    query = options.look(target, root, source, tag, step)
+
+    def counts(checkpoint: Checkpoint) -> bool:
+        if before is not None and (checkpoint.step is None or checkpoint.step >= before):
+            return False
+        return (any_state or is_complete(checkpoint)) and (not resumable or checkpoint.resumable is True)
+
+    try:
+        found = options.look_for_one(query, counts)
+        if not counts(found):
+            raise NotFound(f"{found.ref} does not count: it is {found.state}", "--any-state takes it all the same")
+        if best or metric:
+            run = [c for c in query.pool if (c.run, c.dir) == (found.run, found.dir) and counts(c)]
+            found = best_of(run, metric)[0]
+    except NotFound:
+        if chosen == "json":
+            out.emit_json("latest", {"checkpoint": None})
+        raise
+    if chosen == "json":
+        out.emit_json("latest", {"checkpoint": checkpoint_record(found)})
+    elif chosen == "name":
+        out.emit_lines([found.ref])
+    else:
+        out.emit_lines([_field(found, field)])
+    return 0
+
+
+def _field(checkpoint: Checkpoint, name: str) -> str:
+    if name == "path":
+        models = checkpoint.having("model")
+        return models[0].path if len(models) == 1 else checkpoint.dir
+    if name == "dir":
+        return os.path.abspath(checkpoint.dir)
+    value = getattr(checkpoint, name)
+    return "" if value is None else str(value)

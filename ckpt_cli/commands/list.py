@@ -1,0 +1,177 @@
+"""ckpt list"""
+
+from __future__ import annotations
+
+import time
+from typing import Annotated
+
+import typer
+
+from ckpt_cli.checkpoint import Checkpoint, Metric, checkpoint_record, iso_time, pick_metric
+from ckpt_cli.commands import options
+from ckpt_cli.errors import CkptError
+from ckpt_cli.selector import choose, parse_metric
+from ckpt_cli.ui import out, text
+from ckpt_cli.ui.out import Cell, Column
+
+app = options.new_app()
+_STYLES = {"complete": "green", "incomplete": "red", "in-progress": "yellow"}
+_COLUMNS = (
+    Column("REF"),
+    Column("STATE"),
+    Column("SIZE", right=True),
+    Column("AGE", right=True),
+    Column("METRIC"),
+    Column("PARTS"),
+)
+
+
+@app.command(epilog=options.EPILOG)
+def list_(
+    target: options.Target = None,
+    root: options.Root = None,
+    source: options.Source = None,
+    tag: options.Tag = None,
+    step: options.Step = None,
+    state: Annotated[
+        str | None, typer.Option("--state", metavar="STATE", help="complete, incomplete, in-progress.")
+    ] = None,
+    sort: Annotated[str, typer.Option("--sort", metavar="KEY", help="run, step, size, age or metric.")] = "run",
+    reverse: Annotated[bool, typer.Option("--reverse", help="The other way round.")] = False,
+    before: Annotated[int | None, typer.Option("--before", metavar="N", help="Only steps below N.")] = None,
+    after: Annotated[int | None, typer.Option("--after", metavar="N", help="Only steps above N.")] = None,
+    metric: Annotated[str | None, typer.Option("--metric", metavar="NAME", help="The metric to show.")] = None,
+    limit: Annotated[int | None, typer.Option("--limit", metavar="N", min=0, help="At most N, of the end.")] = None,
+    trash: Annotated[bool, typer.Option("--trash", help="What lies in the trash instead.")] = False,
+    format: options.Format = None,
+    as_json: options.Json = False,
+    quiet: options.Quiet = False,
+) -> int:
+    """List every checkpoint, by run and step.
+
+    \b
+    examples:
+      ckpt list
+      ckpt list d12 --after 5000
+      ckpt list --state incomplete -q
+      ckpt list --root /data/runs --sort size --json
+    """
+    chosen = out.pick_format(format, as_json, quiet)
+    query = options.look(target, root, source, tag, step)
+    if trash:
+        return _list_trash(query.root.path, query.trash, chosen)
+    if state not in (None, "complete", "incomplete", "in-progress"):
+        raise CkptError(f"{state!a} is no state: complete, incomplete or in-progress")
+    name, goal = parse_metric(metric)
+    rows = [
+        (checkpoint, pick_metric(checkpoint, name, goal))
+        for checkpoint in choose(query)
+        if (state is None or checkpoint.state == state)
+        and (before is None or (checkpoint.step is not None and checkpoint.step < before))
+        and (after is None or (checkpoint.step is not None and checkpoint.step > after))
+    ]
+    rows = _sorted(rows, sort)
+    if reverse:
+        rows.reverse()
+    if limit is not None:
+        rows = rows[len(rows) - limit :] if limit < len(rows) else rows
+    total = sum(checkpoint.bytes for checkpoint, _ in rows)
+    if chosen == "json":
+        out.emit_json(
+            "list",
+            {
+                "root": query.root.path,
+                "checkpoints": [checkpoint_record(checkpoint, shown) for checkpoint, shown in rows],
+                "totals": {"checkpoints": len(rows), "bytes": total},
+            },
+        )
+    elif chosen == "name":
+        out.emit_lines(checkpoint.ref for checkpoint, _ in rows)
+    elif rows:
+        now = time.time()
+        out.emit_rows(chosen, _COLUMNS, [_row(checkpoint, shown, now) for checkpoint, shown in rows])
+    if chosen == "table" and rows:
+        out.say(f"{text.count(len(rows), 'checkpoint')}, {text.size(total)} in {query.root.path}")
+    if rows:
+        return 0
+    out.error(_nothing(query.root.path, bool(query.found.checkpoints)))
+    return 1
+
+
+def _nothing(root: str, others: bool) -> CkptError:
+    if others:
+        return CkptError(f"none of the checkpoints in {root} is meant", "`ckpt list` without options shows all")
+    return CkptError(
+        f"there are no checkpoints in {root}", "--root DIR looks elsewhere, `ckpt demo` writes some to try"
+    )
+
+
+def _sorted(rows: list[tuple[Checkpoint, Metric | None]], key: str) -> list[tuple[Checkpoint, Metric | None]]:
+    if key == "run":
+        return rows
+    if key == "step":
+        return sorted(rows, key=lambda row: (row[0].step is not None, row[0].step or 0))
+    if key == "size":
+        return sorted(rows, key=lambda row: row[0].bytes)
+    if key == "age":
+        return sorted(rows, key=lambda row: -row[0].modified)
+    if key == "metric":
+        # The best first; those without at the end.
+        sign = -1 if any(shown and shown.goal == "max" for _, shown in rows) else 1
+        return sorted(rows, key=lambda row: (row[1] is None, sign * row[1].value if row[1] else 0))
+    raise CkptError(f"{key!a} is nothing to sort by: run, step, size, age or metric")
+
+
+def _row(checkpoint: Checkpoint, metric: Metric | None, now: float) -> list[str | Cell]:
+    seconds = now - checkpoint.modified / 1e9
+    return [
+        Cell(checkpoint.ref + (" (linked)" if checkpoint.linked else ""), checkpoint.ref),
+        Cell(checkpoint.state, checkpoint.state, _STYLES[checkpoint.state]),
+        Cell(text.size(checkpoint.bytes), str(checkpoint.bytes)),
+        Cell(text.age(seconds), iso_time(checkpoint.modified)),
+        Cell(f"{metric.name} {metric.value:.4g}", f"{metric.name}={metric.value!r}") if metric else "",
+        _parts(checkpoint),
+    ]
+
+
+def _parts(checkpoint: Checkpoint) -> str:
+    """`model, meta, optim 7 of 8`, and what is wrong."""
+    words = [role for role in ("model", "meta") if checkpoint.having(role)]
+    ranks = checkpoint.ranks
+    if ranks:
+        world = len(ranks.present) + len(ranks.missing)
+        words.append(f"optim {len(ranks.present)} of {world}" if ranks.missing else f"optim {world}")
+    elif checkpoint.having("optimizer"):
+        words.append("optim")
+    words += [
+        f"{len(found)} {role}" if len(found) > 1 else role for role in ("export",) if (found := checkpoint.having(role))
+    ]
+    if checkpoint.pinned:
+        words.append("pinned")
+    lost = [f"no {role}" for role in ("model", "meta") if role not in words]
+    odd = [problem.code for problem in checkpoint.problems if problem.code != "missing-part"]
+    return ", ".join([*words, *lost, *odd])
+
+
+def _list_trash(root: str, runs: tuple[str, ...], chosen: out.Format) -> int:
+    from ckpt_cli.removal import operations
+
+    found = [operation for run in runs for operation in operations(run)]
+    if chosen == "json":
+        records = [
+            {"id": op.id, "dir": op.run, "state": op.state, "bytes": op.bytes, "refs": list(op.refs)} for op in found
+        ]
+        totals = {"checkpoints": sum(len(op.refs) for op in found), "bytes": sum(op.bytes for op in found)}
+        out.emit_json("list", {"root": root, "checkpoints": [], "trash": records, "totals": totals})
+    elif chosen == "name":
+        out.emit_lines(operation.id for operation in found)
+    elif found:
+        columns = (Column("ID"), Column("STATE"), Column("SIZE", right=True), Column("CHECKPOINTS"), Column("RUN"))
+        rows: list[list[str | Cell]] = [
+            [op.id, op.state, Cell(text.size(op.bytes), str(op.bytes)), " ".join(op.refs), op.run] for op in found
+        ]
+        out.emit_rows(chosen, columns, rows)
+    if found:
+        return 0
+    out.error(CkptError(f"there is nothing in the trash of {root}"))
+    return 1

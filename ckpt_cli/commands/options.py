@@ -1,0 +1,68 @@
+"""What the commands share: options, the table of exit codes, and the way from TARGET to checkpoints."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+from ckpt_cli.checkpoint import Checkpoint
+from ckpt_cli.errors import EXIT_CODES
+from ckpt_cli.selector import Accept, Query, choose_one, resolve
+from ckpt_cli.ui import out
+
+SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
+EPILOG = "\b\nexit codes:\n" + "\n".join(f"  {code:<4} {meaning}" for code, meaning in EXIT_CODES.items())
+
+Target = Annotated[
+    str | None,
+    typer.Argument(
+        metavar="[TARGET]", help="[SOURCE/]TAG[/STEP], a file, or a directory to be the root.", show_default=False
+    ),
+]
+Root = Annotated[str | None, typer.Option("--root", metavar="DIR", help="Where the checkpoints are.")]
+Source = Annotated[str | None, typer.Option("-i", "--source", help="Only this source: base, mid, sft, rl.")]
+Tag = Annotated[str | None, typer.Option("-g", "--tag", "--model-tag", help="Only this run.")]
+Step = Annotated[str | None, typer.Option("-s", "--step", metavar="N|latest|best", help="Only this step.")]
+Format = Annotated[str | None, typer.Option("--format", metavar="table|plain|json|name", help="Output format.")]
+Json = Annotated[bool, typer.Option("--json", help="One JSON object.")]
+Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="Names only.")]
+Yes = Annotated[bool, typer.Option("-y", "--yes", help="Do not ask.")]
+DryRun = Annotated[bool, typer.Option("-n", "--dry-run", help="Only show what would be done.")]
+
+
+def new_app(**settings: Any) -> typer.Typer:
+    """A Typer app as all of ours are: plain help, no completion options, no tracebacks drawn."""
+    return typer.Typer(
+        context_settings=SETTINGS,
+        add_completion=False,
+        rich_markup_mode=None,
+        pretty_exceptions_enable=False,
+        **settings,
+    )
+
+
+def look(target: str | None, root: str | None, source: str | None, tag: str | None, step: str | None) -> Query:
+    """TARGET and its options resolved, with everything worth saying about it said on stderr."""
+    query = resolve(target, root, source, tag, step)
+    for message in query.found.warnings:
+        out.warning(message)
+    for message in query.notes:
+        out.note(message)
+    if query.root.origin == "the current directory":
+        out.note(f"the root is the current directory, {query.root.path}")
+    if query.found.trash:
+        from ckpt_cli.removal import interrupted
+
+        for path in query.trash:
+            if interrupted(path):
+                out.warning(f"a prune of {path} was cut off: `ckpt prune {path}` with --undo or --purge settles it")
+    return query
+
+
+def look_for_one(query: Query, accept: Accept | None = None) -> Checkpoint:
+    """The one checkpoint that is meant; a guess is announced."""
+    checkpoint, guess = choose_one(query, accept)
+    if guess:
+        out.note(guess)
+    return checkpoint

@@ -1,0 +1,265 @@
+"""ckpt prune"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from typing import Annotated, Any
+
+import typer
+
+from ckpt_cli import removal
+from ckpt_cli.atomic import locked
+from ckpt_cli.checkpoint import Checkpoint, pick_metric
+from ckpt_cli.commands import options
+from ckpt_cli.discover import GRACE_SECONDS
+from ckpt_cli.errors import CkptError, NotFound, Refused
+from ckpt_cli.layouts import layout_named, layouts
+from ckpt_cli.retain import Plan, Rules, RunPlan, keep_last, settled_plan
+from ckpt_cli.selector import Query
+from ckpt_cli.ui import out, text
+from ckpt_cli.ui.out import Cell, Column
+from ckpt_cli.verify import opens
+
+app = options.new_app()
+_COLUMNS = (Column("REF"), Column("PLAN"), Column("SIZE", right=True), Column("METRIC"), Column("WHY"))
+
+
+@app.command(epilog=options.EPILOG)
+def prune(
+    target: options.Target = None,
+    root: options.Root = None,
+    source: options.Source = None,
+    tag: options.Tag = None,
+    step: options.Step = None,
+    keep: Annotated[
+        int | None, typer.Option("--keep", "--keep-last", metavar="N", help="Keep the last N of each run.")
+    ] = None,
+    incomplete: Annotated[bool, typer.Option("--incomplete", help="Remove incomplete checkpoints too.")] = False,
+    allow_empty: Annotated[bool, typer.Option("--allow-empty", help="With --keep 0: remove one whole run.")] = False,
+    trust_steps: Annotated[bool, typer.Option("--trust-steps", help="Go by steps in a restarted run.")] = False,
+    trash: Annotated[bool, typer.Option("--trash", help="Move to the run's trash, to be undone or purged.")] = False,
+    undo: Annotated[bool, typer.Option("--undo", help="Put back what the latest operation moved away.")] = False,
+    purge: Annotated[bool, typer.Option("--purge", help="Delete what the latest operation moved away.")] = False,
+    id: Annotated[str | None, typer.Option("--id", metavar="ID", help="Undo or purge this operation.")] = None,
+    dry_run: options.DryRun = False,
+    yes: options.Yes = False,
+    format: options.Format = None,
+    as_json: options.Json = False,
+    quiet: options.Quiet = False,
+) -> int:
+    """Remove checkpoints that no policy keeps. Shows the plan and asks first.
+
+    A run's newest complete and newest resumable checkpoint always stay, and so does everything in progress or
+    unknown. Kept checkpoints are opened before the plan counts on them.
+
+    \b
+    examples:
+      ckpt prune --keep 3 --dry-run
+      ckpt prune base/d12 --keep 2
+      ckpt prune --keep 1 --trash --yes && ckpt prune --undo
+    """
+    chosen = out.pick_format(format, as_json, quiet)
+    query = options.look(target, root, source, tag, step)
+    if query.step or query.file:
+        named = query.file or f"a step ({query.step})"
+        raise CkptError(f"prune takes runs, not {named}", "name a run, as in SOURCE/TAG")
+    if undo or purge:
+        if undo and purge:
+            raise CkptError("--undo and --purge contradict each other")
+        if keep is not None or dry_run or trash:
+            raise CkptError("--undo and --purge take no policy, --dry-run or --trash")
+        return _settle(query, id, purge, yes, chosen)
+    if id:
+        raise CkptError("--id names an operation to --undo or --purge")
+    if keep is None:
+        raise CkptError("no policy says what to keep", "--keep N keeps the last N of each run; --dry-run only shows")
+    if allow_empty and (keep or (not query.tag and len({c.run for c in query.pool}) != 1)):
+        raise Refused("--allow-empty goes with --keep 0 and a selector that names one run")
+    policies = {f"keep {keep}": keep_last(keep)}
+    out.say(f"root: {query.root.path} ({query.root.origin})")
+    if not dry_run:
+        query = _recovered(query, lambda: options.look(target, root, source, tag, step))
+    rules = Rules(
+        now=time.time_ns(),
+        grace=int(GRACE_SECONDS * 1e9),
+        needs={layout.NAME: getattr(layout, "needs", None) for layout in layouts()},
+        allow_empty=allow_empty,
+        incomplete=incomplete,
+        trust_steps=trust_steps,
+    )
+    if not query.pool:
+        raise NotFound(f"there are no checkpoints in {query.root.path}")
+    plan = settled_plan(query.pool, policies, rules, opens)
+    if chosen in ("table", "plain"):
+        _show(plan, chosen)
+    elif chosen == "name":
+        out.emit_lines(checkpoint.ref for checkpoint in plan.removed)
+    if dry_run or not plan.removed:
+        if not plan.removed:
+            out.note("there is nothing to remove")
+        return _report(chosen, plan, dry_run, 0 if not dry_run else plan.freed, None, [])
+    runs = sum(bool(group.remove) for group in plan.groups)
+    how = "move to the trash" if trash else "remove"
+    what = (
+        f"{how} {text.count(len(plan.removed), 'checkpoint')} ({text.size(plan.freed)}) of {text.count(runs, 'run')}?"
+    )
+    if not out.confirm(what, yes):
+        out.error(CkptError("declined: nothing was removed"))
+        _report(chosen, plan, False, 0, None, [])
+        return 1
+    return _carry_out(plan, trash, yes, chosen)
+
+
+def _carry_out(plan: Plan, trash: bool, yes: bool, chosen: out.Format) -> int:
+    """Locks every run of the plan, makes sure that nothing has changed, and removes."""
+    id = removal.new_id()
+    stayed: list[tuple[str, str]] = []
+    freed = 0
+    gone: set[str] = set()
+    groups = [group for group in plan.groups if group.remove]
+    with ExitStack() as locks:
+        for group in groups:
+            if not locks.enter_context(locked(group.dir)):
+                out.warning(f"{group.dir} is on a file system without locks: no other ckpt must be at work there")
+        removal.unchanged(kept.checkpoint for group in groups for kept in group.keep)
+        planned = [(group, _removals(group)) for group in groups]
+        for group, removals in planned:
+            try:
+                outcome = removal.remove(group.dir, removals, id, trash)
+            except removal.NoRoom as full:
+                out.warning(full.message)
+                if not out.confirm(f"delete from {group.dir} without a journal, with no way to undo?", yes):
+                    stayed.append((group.dir, "declined without a journal"))
+                    continue
+                outcome = removal.remove_unjournalled(group.dir, removals)
+            except OSError as error:
+                stayed.append((group.dir, error.strerror or str(error)))
+                continue
+            stayed += outcome.stayed
+            freed += outcome.freed
+            gone.update(outcome.done)
+    for path, why in stayed:
+        out.warning(f"{path} could not go: {why}")
+    done = [checkpoint for checkpoint in plan.removed if checkpoint.ref in gone]
+    if chosen != "json":
+        size = text.size(sum(part.bytes for checkpoint in done for part in checkpoint.parts))
+        verb = "moved to the trash" if trash else "removed"
+        out.say(f"{verb}: {text.count(len(done), 'checkpoint')}, {size}")
+        if trash and done:
+            out.say(
+                f"hint: `ckpt prune --undo --id {id}` brings them back, `ckpt prune --purge --id {id}` deletes them"
+            )
+    _report(chosen, plan, False, freed, id if trash and done else None, stayed)
+    return 3 if stayed else 0
+
+
+def _removals(group: RunPlan) -> list[removal.Removal]:
+    return [removal.plan_removal(c, layout_named(c.layout).REMOVAL_ORDER) for c in group.remove]
+
+
+def _recovered(query: Query, again: Callable[[], Query]) -> Query:
+    """The query after earlier operations of its runs, if one was cut off, are settled."""
+    said = []
+    for run in query.trash:
+        if any(operation.state != "trash" for operation in removal.operations(run)):
+            with locked(run):
+                said += removal.recover(run)
+    for message in said:
+        out.note(message)
+    return again() if said else query
+
+
+def _settle(query: Query, id: str | None, purge: bool, yes: bool, chosen: out.Format) -> int:
+    """--undo and --purge: the latest operation of the runs that are meant, or the one named."""
+    found = [operation for run in query.trash for operation in removal.operations(run)]
+    wanted = id or max((operation.id for operation in found), default=None)
+    found = [operation for operation in found if operation.id == wanted]
+    if not found:
+        what = f"there is no operation {id} in the trash" if id else "there is nothing in the trash"
+        raise (CkptError if id else NotFound)(f"{what} of {query.root.path}", "`ckpt list --trash` shows what is there")
+    out.say(f"root: {query.root.path} ({query.root.origin})")
+    count = text.count(sum(len(operation.refs) for operation in found), "checkpoint")
+    if purge and not out.confirm(f"delete {count} of {wanted} for good?", yes):
+        out.error(CkptError("declined: nothing was deleted"))
+        return 1
+    done: list[str] = []
+    stayed: list[tuple[str, str]] = []
+    freed = 0
+    for operation in found:
+        with locked(operation.run):
+            outcome = removal.purge(operation) if purge else removal.undo(operation)
+        done += outcome.done
+        stayed += outcome.stayed
+        freed += outcome.freed
+    for path, why in stayed:
+        out.warning(f"{path} stayed: {why}")
+    if chosen == "json":
+        body: dict[str, Any] = {
+            "dry_run": False,
+            "policies": [],
+            "groups": [],
+            "freed_bytes": freed,
+            "trash_id": wanted,
+        }
+        records = [{"path": path, "reason": why} for path, why in stayed]
+        out.emit_json("prune", {**body, "purged" if purge else "restored": done, "stayed": records})
+    elif chosen == "name":
+        out.emit_lines(done)
+    else:
+        out.say(f"{'deleted' if purge else 'put back'}: {text.count(len(done), 'checkpoint')}")
+    return 3 if stayed else 0
+
+
+def _show(plan: Plan, chosen: out.Format) -> None:
+    rows: list[list[str | Cell]] = []
+    for group in plan.groups:
+        lines = [(kept.checkpoint, "keep", ", ".join(kept.reasons)) for kept in group.keep]
+        lines += [(checkpoint, "remove", "") for checkpoint in group.remove]
+        lines += [(ignored.checkpoint, "ignore", ignored.reason) for ignored in group.ignored]
+        lines.sort(key=lambda line: (line[0].step or 0, line[0].name))
+        rows += [_row(*line) for line in lines]
+    out.emit_rows(chosen, _COLUMNS, rows)
+    for group in plan.groups:
+        if group.ignored and group.ignored[0].checkpoint.linked:
+            out.say(f"hint: --root {group.ignored[0].checkpoint.dir} prunes the linked run itself")
+    if chosen == "table":
+        out.say(f"{text.count(len(plan.removed), 'checkpoint')} would go, {text.size(plan.freed)}")
+
+
+def _row(checkpoint: Checkpoint, verb: str, why: str) -> list[str | Cell]:
+    metric = pick_metric(checkpoint)
+    style = {"keep": "green", "remove": "red"}.get(verb, "dim")
+    size = sum(part.bytes for part in checkpoint.parts) if verb == "remove" else checkpoint.bytes
+    return [
+        checkpoint.ref,
+        Cell(verb, verb, style),
+        Cell(text.size(size), str(size)),
+        Cell(f"{metric.name} {metric.value:.4g}", f"{metric.name}={metric.value!r}") if metric else "",
+        why,
+    ]
+
+
+def _report(
+    chosen: out.Format, plan: Plan, dry_run: bool, freed: int, id: str | None, stayed: list[tuple[str, str]]
+) -> int:
+    """The JSON of a plan, carried out or not."""
+    if chosen == "json":
+        groups = [
+            {
+                "source": group.source,
+                "tag": group.tag,
+                "keep": [{"ref": kept.checkpoint.ref, "reasons": list(kept.reasons)} for kept in group.keep],
+                "remove": [
+                    {"ref": c.ref, "bytes": sum(p.bytes for p in c.parts), "paths": [p.path for p in c.parts]}
+                    for c in group.remove
+                ],
+                "ignored": [{"ref": ignored.checkpoint.ref, "reason": ignored.reason} for ignored in group.ignored],
+            }
+            for group in plan.groups
+        ]
+        body = {"dry_run": dry_run, "policies": list(plan.policies), "groups": groups, "freed_bytes": freed}
+        records = [{"path": path, "reason": why} for path, why in stayed]
+        out.emit_json("prune", {**body, "trash_id": id, "stayed": records})
+    return 0

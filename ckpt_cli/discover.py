@@ -1,0 +1,193 @@
+"""root -> checkpoints: reads each directory once and asks every layout what lies in it."""
+
+from __future__ import annotations
+
+import os
+import re
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from ckpt_cli.checkpoint import Checkpoint
+from ckpt_cli.errors import CkptError
+from ckpt_cli.layouts import Folder, layouts
+
+# Directory name -> source, in the order in which a default is looked for. One day of 2026 wrote `sft_checkpoints`.
+SOURCES: Mapping[str, str] = {
+    "base_checkpoints": "base",
+    "mid_checkpoints": "mid",
+    "chatsft_checkpoints": "sft",
+    "sft_checkpoints": "sft",
+    "chatrl_checkpoints": "rl",
+}
+MAX_DEPTH = 5
+GRACE_SECONDS = 600
+TRASH = ".ckpt-trash"
+_SKIPPED = re.compile(r"base_data.*|eval_bundle|report|tokenizer|\..*", re.DOTALL)
+
+
+@dataclass(frozen=True)
+class Discovery:
+    """What lies below a root. `trash` are the runs that hold a `.ckpt-trash`, each as a checkpoint without parts."""
+
+    root: str
+    checkpoints: tuple[Checkpoint, ...]
+    warnings: tuple[str, ...]
+    trash: tuple[Checkpoint, ...]
+
+
+def discover(
+    root: str,
+    *,
+    sources: Mapping[str, str] = SOURCES,
+    depth: int = MAX_DEPTH,
+    now: int | None = None,
+    grace: float = GRACE_SECONDS,
+) -> Discovery:
+    """Every checkpoint in `root` and up to `depth` levels below, by run and step.
+
+    `now` is nanoseconds since the epoch, `grace` seconds. What cannot be read is a warning; a root that
+    is no directory raises CkptError.
+    """
+    root = os.path.realpath(root)
+    if not os.path.isdir(root):
+        raise CkptError(f"there is no directory {root}")
+    found: list[Checkpoint] = []
+    warnings: list[str] = []
+    trash = []
+    for folder in walk(root, sources=sources, depth=depth, now=now, grace=grace, warnings=warnings):
+        if TRASH in folder.folders:
+            trash.append(Checkpoint("trash", folder.source, folder.tag, None, None, TRASH, folder.path, ()))
+        found.extend(_scan(folder))
+        warnings.extend(folder.warnings)
+    return Discovery(root, tuple(sorted(_unique(found), key=_order(sources))), tuple(warnings), tuple(trash))
+
+
+def walk(
+    root: str,
+    *,
+    sources: Mapping[str, str] = SOURCES,
+    depth: int = MAX_DEPTH,
+    now: int | None = None,
+    grace: float = GRACE_SECONDS,
+    warnings: list[str] | None = None,
+) -> Iterator[Folder]:
+    """The directories from `root` down, breadth first, each read once.
+
+    Links to directories inside the root are not followed (their targets are met anyway); links out of it are,
+    once each, and marked.
+    """
+    now = time.time_ns() if now is None else now
+    seen: set[tuple[int, int]] = set()
+    queue: list[tuple[str, int, bool]] = [(root, 0, False)]
+    for path, level, linked in queue:
+        files: dict[str, os.DirEntry[str]] = {}
+        folders: list[str] = []
+        try:
+            status = os.stat(path)
+            if (status.st_dev, status.st_ino) in seen:
+                continue
+            seen.add((status.st_dev, status.st_ino))
+            with os.scandir(path) as entries:
+                for entry in entries:
+                    if not _is_directory(entry):
+                        files[entry.name] = entry
+                        continue
+                    folders.append(entry.name)
+                    if level >= depth or _SKIPPED.fullmatch(entry.name):
+                        continue
+                    out = linked
+                    if entry.is_symlink():
+                        if _inside(os.path.realpath(entry.path), root):
+                            continue
+                        out = True
+                    queue.append((entry.path, level + 1, out))
+        except OSError as error:
+            if warnings is not None:
+                warnings.append(f"{path} cannot be read: {error.strerror}")
+            continue
+        source, tag = place(path, root, sources)
+        yield Folder(path, source, tag, files, tuple(folders), now, int(grace * 1e9), linked)
+
+
+def claims(root: str, *, depth: int, sources: Mapping[str, str] = SOURCES) -> bool:
+    """Whether a layout finds anything in `root` or up to `depth` levels below; stops at the first."""
+    return any(_scan(folder) for folder in walk(os.path.realpath(root), sources=sources, depth=depth))
+
+
+def place(path: str, root: str, sources: Mapping[str, str] = SOURCES) -> tuple[str | None, str]:
+    """Source and tag of the run in directory `path` of `root`, both absolute.
+
+    The tag is the path below the root without the source directory, or the root's own name. Besides the
+    source directories, nanochat's experiments are known: `experiments/NAME/TAG/SOURCE`.
+    """
+    parts = [part for part in path.split(os.sep) if part]
+    above = len([part for part in root.split(os.sep) if part])
+    below = parts[above:]
+    own = parts[above - 1] if above else root
+    for index, part in enumerate(below):
+        if part in sources:
+            rest = below[:index] + below[index + 1 :]
+            return sources[part], "/".join(rest) or own
+    if own in sources:
+        return sources[own], "/".join(below) or own
+    if not below and len(parts) > 1 and parts[-2] in sources:
+        return sources[parts[-2]], own
+    if len(parts) > 3 and parts[-4] == "experiments" and parts[-1] in sources.values():
+        return parts[-1], "/".join(below[:-1]) or (own if below else parts[-2])
+    return None, "/".join(below) or own
+
+
+def _scan(folder: Folder) -> list[Checkpoint]:
+    return [checkpoint for layout in layouts() for checkpoint in layout.scan(folder)]
+
+
+def _is_directory(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a loop of links
+        return False
+
+
+def _inside(path: str, root: str) -> bool:
+    return path == root or path.startswith(root.rstrip(os.sep) + os.sep)
+
+
+def _unique(found: list[Checkpoint]) -> Iterator[Checkpoint]:
+    """Tells runs of one source and tag apart by their source directory, then steps by the trainer's name.
+
+    `chatsft_checkpoints/d20` and `sft_checkpoints/d20` are both `sft/d20`: the second becomes
+    `sft/sft_checkpoints/d20`.
+    """
+    first: dict[str, str] = {}
+    for checkpoint in found:
+        first.setdefault(checkpoint.run, checkpoint.dir)
+        first[checkpoint.run] = min(first[checkpoint.run], checkpoint.dir)
+    renamed = []
+    for checkpoint in found:
+        if first[checkpoint.run] != checkpoint.dir:
+            above = os.path.basename(os.path.dirname(checkpoint.dir))
+            checkpoint = replace(checkpoint, tag=f"{above}/{checkpoint.tag}")
+        renamed.append(checkpoint)
+    refs = Counter(checkpoint.ref for checkpoint in renamed)
+    for checkpoint in renamed:
+        yield checkpoint if refs[checkpoint.ref] == 1 else replace(checkpoint, by_name=True)
+
+
+def _order(sources: Mapping[str, str]) -> Callable[[Checkpoint], tuple[Any, ...]]:
+    rank = {source: index for index, source in enumerate(dict.fromkeys(sources.values()))}
+
+    def key(checkpoint: Checkpoint) -> tuple[Any, ...]:
+        source = rank.get(checkpoint.source or "", len(rank))
+        run = source, checkpoint.source or "", natural(checkpoint.tag), checkpoint.dir
+        return *run, checkpoint.step or 0, checkpoint.name
+
+    return key
+
+
+def natural(text: str) -> list[tuple[int, int, str]]:
+    """A sort key in which numbers compare as numbers: d4 before d12."""
+    pieces = re.split(r"([0-9]+)", text)
+    return [(1, int(piece), "") if index % 2 else (0, 0, piece) for index, piece in enumerate(pieces)]

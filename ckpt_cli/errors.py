@@ -1,0 +1,57 @@
+"""One error type: a sentence, a hint and an exit code. `app` prints it; nothing else does."""
+
+from __future__ import annotations
+
+
+class CkptError(Exception):
+    """A wrong call or an unusable input (exit 2); the children below carry the other exit codes.
+
+    `message` is one sentence without a full stop; `hint`, where there is one, names what to run.
+    """
+
+    code = 2
+
+    def __init__(self, message: str, hint: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+
+class NotFound(CkptError):
+    """A search that found nothing, or a question whose answer is no."""
+
+    code = 1
+
+
+class Damaged(CkptError):
+    """A checkpoint that is not as it was written: truncated, a flipped bit, a record gone."""
+
+    code = 1
+
+
+class Partial(CkptError):
+    """Some of several targets failed; the rest is done."""
+
+    code = 3
+
+
+class Refused(CkptError):
+    """Refused for safety."""
+
+    code = 4
+
+
+class Interrupted(CkptError):
+    """Ctrl-C, after everything was put back."""
+
+    code = 130
+
+
+EXIT_CODES = {
+    0: "done, or yes",
+    1: "the answer is no: nothing found, a test failed, damage, a declined prompt",
+    2: "wrong usage or input: a named thing that does not exist, not a checkpoint",
+    3: "some of several targets failed",
+    4: "refused for safety: no terminal and no --yes, an existing output, a safety rule",
+    130: "interrupted",
+}

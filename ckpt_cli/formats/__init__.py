@@ -1,0 +1,98 @@
+"""How tensors lie in a file: one module a format, each a `Format`.
+
+A format reads bytes and nothing else: it never imports, calls or looks up a name that a file gives it. It
+reads through a `ByteSource`, so that a remote object is one more class.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from functools import cache
+from typing import Protocol, cast
+
+from ckpt_cli import plugins
+from ckpt_cli.checkpoint import TensorFile
+from ckpt_cli.errors import CkptError, Damaged
+
+
+class ByteSource(Protocol):
+    """Bytes at known places: `size` in bytes, `path` for messages and for the kernel's own copy."""
+
+    @property
+    def path(self) -> str: ...
+
+    @property
+    def size(self) -> int: ...
+
+    def read_at(self, offset: int, length: int) -> bytes:
+        """Exactly `length` bytes; raises Damaged where the source ends before."""
+        ...
+
+    def read_into(self, offset: int, buffer: memoryview) -> None:
+        """Fills `buffer`; raises Damaged where the source ends before."""
+        ...
+
+
+class Format(Protocol):
+    """What a module of this folder offers.
+
+    `matches` tells from the first bytes and the size whether the content is this format's, whatever the file
+    is called. `read` lists what the file holds without reading tensor data. `check` looks only at what a
+    write that broke off would have left undone (the end of a zip, the length of the data), in milliseconds.
+    Both raise Damaged for what was cut short or altered, CkptError for what breaks the format's rules.
+    """
+
+    NAME: str
+
+    def matches(self, head: bytes, size: int) -> bool: ...
+
+    def read(self, source: ByteSource) -> TensorFile: ...
+
+    def check(self, source: ByteSource) -> None: ...
+
+
+class FileSource:
+    """A local file as a ByteSource. Not seekable state: every read names its place."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        try:
+            self.descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
+            self.size = os.fstat(self.descriptor).st_size
+        except OSError as error:
+            raise CkptError(f"{path} cannot be opened: {error.strerror}") from error
+
+    def read_at(self, offset: int, length: int) -> bytes:
+        data = b"" if offset < 0 or offset + length > self.size else os.pread(self.descriptor, length, offset)
+        while 0 < len(data) < length:
+            more = os.pread(self.descriptor, length - len(data), offset + len(data))
+            if not more:
+                break
+            data += more
+        if len(data) != length:
+            raise Damaged(f"{self.path} ends before byte {offset + length}, where a part of it should be")
+        return data
+
+    def read_into(self, offset: int, buffer: memoryview) -> None:
+        done = 0
+        while done < len(buffer):
+            count = os.preadv(self.descriptor, [buffer[done:]], offset + done)
+            if not count:
+                raise Damaged(f"{self.path} ends before byte {offset + len(buffer)}, where a part of it should be")
+            done += count
+
+    def close(self) -> None:
+        os.close(self.descriptor)
+
+    def __enter__(self) -> FileSource:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+@cache
+def formats() -> tuple[Format, ...]:
+    """Every format there is, in order of name."""
+    return tuple(cast(Format, m) for m in plugins.load(sys.modules[__name__], ("NAME", "matches", "read", "check")))

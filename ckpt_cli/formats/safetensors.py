@@ -1,0 +1,153 @@
+"""safetensors files: a JSON header, then the tensors' bytes, gapless.
+
+The rules are those of the safetensors library, version 0.8, and are kept strictly: what it refuses is
+refused here. Header length u64 little-endian, at most 100 MB; offsets start at 0, without holes or overlap, and
+end where the file ends.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from ckpt_cli.checkpoint import Storage, TensorFile, TensorInfo
+from ckpt_cli.errors import CkptError, Damaged
+from ckpt_cli.formats import ByteSource
+from ckpt_cli.formats._dtypes import ITEMSIZE
+
+NAME = "safetensors"
+MAX_HEADER = 100_000_000
+_U64 = 2**64
+# safetensors' name -> torch's, and bits per element as the header counts them.
+DTYPES = {
+    "BOOL": ("bool", 8),
+    "F4": ("float4_e2m1fn_x2", 4),
+    "F6_E2M3": ("float6_e2m3fn", 6),
+    "F6_E3M2": ("float6_e3m2fn", 6),
+    "U8": ("uint8", 8),
+    "I8": ("int8", 8),
+    "F8_E5M2": ("float8_e5m2", 8),
+    "F8_E4M3": ("float8_e4m3fn", 8),
+    "F8_E8M0": ("float8_e8m0fnu", 8),
+    "F8_E4M3FNUZ": ("float8_e4m3fnuz", 8),
+    "F8_E5M2FNUZ": ("float8_e5m2fnuz", 8),
+    "I16": ("int16", 16),
+    "U16": ("uint16", 16),
+    "F16": ("float16", 16),
+    "BF16": ("bfloat16", 16),
+    "I32": ("int32", 32),
+    "U32": ("uint32", 32),
+    "F32": ("float32", 32),
+    "C64": ("complex64", 64),
+    "F64": ("float64", 64),
+    "I64": ("int64", 64),
+    "U64": ("uint64", 64),
+}
+
+
+def matches(head: bytes, size: int) -> bool:
+    """A plausible header length and a `{` behind it; the reader takes blanks before the brace."""
+    length = int.from_bytes(head[:8], "little")
+    return len(head) > 8 and length <= MAX_HEADER and head[8:].lstrip(b" \t\r\n")[:1] == b"{"
+
+
+def check(source: ByteSource) -> None:
+    """Header and length: the data must end where the file ends."""
+    read(source)
+
+
+def read(source: ByteSource) -> TensorFile:
+    header, start = _header(source)
+    metadata = header.pop("__metadata__", None)
+    if metadata is not None and not (
+        isinstance(metadata, dict) and all(isinstance(value, str) for value in metadata.values())
+    ):
+        raise _broken(source, "its __metadata__ maps to something else than text")
+    placed = [_tensor(source, name, entry) for name, entry in header.items()]
+    end = 0
+    for first, last, name, *_ in sorted(placed):
+        if first != end or last < first:
+            raise _broken(source, f"the bytes of tensor {name!a} do not follow on those before it")
+        end = last
+    if start + end > source.size:
+        raise Damaged(f"{source.path} is truncated: {start + end - source.size} bytes of its data are missing")
+    if start + end < source.size:
+        raise _broken(source, f"{source.size - start - end} bytes follow its data")
+    tensors, storages = [], []
+    for first, last, name, dtype, shape, itemsize in placed:
+        storage = Storage(name, source.path, start + first, last - first)
+        storages.append(storage)
+        tensors.append(TensorInfo(name or "<root>", dtype, shape, _strides(shape), 0, itemsize, storage))
+    values = {"__metadata__." + key: value for key, value in (metadata or {}).items()}
+    return TensorFile(source.path, NAME, tuple(tensors), values, storages=tuple(storages))
+
+
+def _header(source: ByteSource) -> tuple[dict[str, Any], int]:
+    if source.size < 8:
+        raise Damaged(f"{source.path} is truncated: it ends within the length of its header")
+    length = int.from_bytes(source.read_at(0, 8), "little")
+    if length > MAX_HEADER:
+        raise _broken(source, f"its header of {length} bytes is larger than {MAX_HEADER}")
+    if 8 + length > source.size:
+        raise Damaged(f"{source.path} is truncated: it ends within its header")
+    try:
+        text = source.read_at(8, length).decode()
+        if text.startswith("\ufeff"):
+            raise ValueError("it begins with a byte order mark")
+        header = json.loads(text, object_pairs_hook=_pairs, parse_constant=_no_constant)
+    except RecursionError as error:
+        raise _broken(source, "its header is nested too deep") from error
+    except ValueError as error:
+        raise _broken(source, f"its header is not JSON: {error}") from error
+    if not isinstance(header, dict):
+        raise _broken(source, "its header is not a JSON object")
+    return header, 8 + length
+
+
+def _pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Later tensors of a name win, as in the library; a second `__metadata__` is refused, as there."""
+    if sum(key == "__metadata__" for key, _ in pairs) > 1:
+        raise ValueError("__metadata__ stands twice")
+    for key, _ in pairs:
+        key.encode()  # a lone surrogate is no text: UnicodeEncodeError is a ValueError
+    return dict(pairs)
+
+
+def _no_constant(name: str) -> Any:
+    raise ValueError(f"{name} is no JSON")
+
+
+def _tensor(source: ByteSource, name: str, entry: Any) -> tuple[int, int, str, str, tuple[int, ...], int]:
+    """First and last byte, name, torch dtype, shape and bytes per element of one header entry."""
+    if not isinstance(entry, dict):
+        raise _broken(source, f"tensor {name!a} is not described by an object")
+    code, shape, offsets = (entry.get(key) for key in ("dtype", "shape", "data_offsets"))
+    if not isinstance(code, str) or code not in DTYPES:
+        raise _broken(source, f"tensor {name!a} has the unknown dtype {str(code)!a}")
+    if not isinstance(shape, list) or not all(type(size) is int and 0 <= size < _U64 for size in shape):
+        raise _broken(source, f"tensor {name!a} has a shape that is no list of sizes")
+    if not isinstance(offsets, list) or len(offsets) != 2 or not all(type(n) is int and 0 <= n < _U64 for n in offsets):
+        raise _broken(source, f"tensor {name!a} has no two data_offsets")
+    dtype, bits = DTYPES[code]
+    total = bits
+    for size in shape:
+        total *= size
+        if total >= _U64:
+            raise _broken(source, f"the size of tensor {name!a} overflows")
+    if total % 8 or total // 8 != offsets[1] - offsets[0]:
+        raise _broken(source, f"the shape of tensor {name!a} does not fit its bytes")
+    if code == "F4" and shape:
+        shape = [*shape[:-1], shape[-1] // 2]  # torch packs two in one element
+    return offsets[0], offsets[1], name, dtype, tuple(shape), ITEMSIZE.get(dtype, 1)
+
+
+def _strides(shape: tuple[int, ...]) -> tuple[int, ...]:
+    strides, step = [], 1
+    for size in reversed(shape):
+        strides.append(step)
+        step *= max(size, 1)
+    return tuple(reversed(strides))
+
+
+def _broken(source: ByteSource, why: str) -> CkptError:
+    return CkptError(f"{source.path} breaks the safetensors format: {why}")

@@ -1,0 +1,147 @@
+"""nanochat's directories: `model_001000.pt`, `meta_001000.json`, `optim_001000_rank3.pt` side by side.
+
+Names and contents as its checkpoint manager has written them since October 2025. The step is taken from the
+file name (metas of reinforcement learning hold none), the metric from the meta. It does not know what is
+inside a model file.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+from collections.abc import Iterable, Iterator, Sequence
+
+from ckpt_cli.checkpoint import Checkpoint, Problem, Ranks, Role
+from ckpt_cli.errors import CkptError
+from ckpt_cli.layouts import Folder, read_json
+
+NAME = "nanochat"
+# The trainer finds its last step by the model files alone, so the model goes first.
+REMOVAL_ORDER: tuple[Role, ...] = ("model", "meta", "optimizer")
+
+# [0-9], not \d: that would take the digits of every script.
+_FILE = re.compile(
+    r"(model|meta|optim)_([0-9]+)(?:_rank(0|[1-9][0-9]{0,3}))?"
+    r"(\.pt\.sha256|\.pt|\.json|\.safetensors|\.keep)"
+)
+_ROLES: dict[tuple[str, str], Role] = {
+    ("model", ".pt"): "model",
+    ("meta", ".json"): "meta",
+    ("optim", ".pt"): "optimizer",
+    ("model", ".pt.sha256"): "manifest",
+    ("model", ".safetensors"): "export",
+    ("model", ".keep"): "other",
+}
+# Numbers at the top of a meta that say how the run was set up, not how good it is.
+_NO_METRIC = frozenset({"step", "device_batch_size", "max_seq_len", "total_batch_size"})
+
+
+def scan(folder: Folder) -> Iterable[Checkpoint]:
+    steps: dict[str, dict[str, tuple[Role, int | None]]] = {}
+    for name in folder.files:
+        match = _FILE.fullmatch(name)
+        if not match:
+            continue
+        kind, digits, rank, suffix = match.groups()
+        role = _ROLES.get((kind, suffix))
+        if role and (rank is None or role == "optimizer"):
+            steps.setdefault(digits, {})[name] = (role, None if rank is None else int(rank))
+    claimed = {digits: files for digits, files in steps.items() if _is_ours(digits, files)}
+    if not claimed:
+        return ()
+    numbers = [int(digits) for digits in claimed]
+    ranks = {rank for files in claimed.values() for role, rank in files.values() if rank is not None}
+    world = range(max(ranks) + 1) if ranks else range(0)
+    return [
+        _checkpoint(folder, digits, files, world, by_name=numbers.count(int(digits)) > 1)
+        for digits, files in claimed.items()
+    ]
+
+
+def needs(checkpoint: Checkpoint, run: Sequence[Checkpoint]) -> Iterable[Checkpoint]:
+    """Nothing: every step stands alone."""
+    return ()
+
+
+def _is_ours(digits: str, files: dict[str, tuple[Role, int | None]]) -> bool:
+    """Six digits, more where the number needs them; other widths only for a model that has its meta.
+
+    build-nanogpt writes `model_00010.pt` without a meta: another format, not this layout's.
+    """
+    roles = {role for role, _ in files.values()}
+    if len(digits) == 6 or (len(digits) > 6 and digits[0] != "0"):
+        return not roles <= {"export", "manifest", "other"}
+    return {"model", "meta"} <= roles
+
+
+def _checkpoint(
+    folder: Folder, digits: str, files: dict[str, tuple[Role, int | None]], world: range, by_name: bool
+) -> Checkpoint:
+    problems: list[Problem] = []
+    parts = []
+    order = ("model", "meta", "optimizer", "manifest", "export", "other")
+    for name, (role, rank) in sorted(files.items(), key=lambda item: (order.index(item[1][0]), item[1][1] or 0)):
+        part = folder.part(name, role, problems, rank)
+        if part:
+            parts.append(part)
+    named = {role for role, _ in files.values()}
+    for role, name in (("model", f"model_{digits}.pt"), ("meta", f"meta_{digits}.json")):
+        if role not in named:
+            problems.append(_missing(folder, name, f"the {role} file"))
+    optimizer = [(name, rank) for name, (role, rank) in files.items() if role == "optimizer"]
+    present = sorted(rank for _, rank in optimizer if rank is not None)
+    # A file without rank is the whole optimizer of a run before shards, however many ranks came later.
+    missing = [rank for rank in world if rank not in present] if present else []
+    if missing:
+        which = ", ".join(map(str, missing[:8])) + (", ..." if len(missing) > 8 else "")
+        name = f"optim_{digits}_rank{missing[0]}.pt"
+        problems.append(_missing(folder, name, f"optimizer rank {which} of 0 to {world.stop - 1}"))
+    metrics: tuple[tuple[str, float], ...] = ()
+    for part in parts:
+        if part.role == "meta" and part.bytes:
+            try:
+                metrics = tuple(_metrics(read_json(part.path), os.path.basename(part.path)))
+            except CkptError as error:
+                problems.append(Problem("bad-meta", error.message, part.path))
+    state = folder.state(parts, problems)
+    return Checkpoint(
+        layout=NAME,
+        source=folder.source,
+        tag=folder.tag,
+        step=int(digits),
+        unit="step",
+        name=f"model_{digits}",
+        dir=folder.path,
+        parts=tuple(parts),
+        state=state,
+        resumable=state == "complete" and bool(optimizer),
+        problems=tuple(problems),
+        metrics=metrics,
+        ranks=Ranks(tuple(present), tuple(missing)) if present else None,
+        pinned=f"model_{digits}.keep" in files or ".keep" in folder.files,
+        linked=folder.linked,
+        by_name=by_name,
+    )
+
+
+def _missing(folder: Folder, name: str, what: str) -> Problem:
+    return Problem("missing-part", f"{what} is missing ({name})", os.path.join(folder.path, name))
+
+
+def _metrics(meta: object, name: str) -> Iterator[tuple[str, float]]:
+    if not isinstance(meta, dict):
+        raise CkptError(f"{name} holds a JSON {type(meta).__name__}, not an object")
+    for key, value in meta.items():
+        if isinstance(value, (int, float)) and not isinstance(value, bool) and key not in _NO_METRIC:
+            number = _float(value)
+            if number is not None:
+                yield key, number
+
+
+def _float(value: int | float) -> float | None:
+    try:
+        number = float(value)
+    except OverflowError:
+        return None
+    return number if math.isfinite(number) else None

@@ -1,0 +1,234 @@
+"""path -> TensorFile, told by content; a tensor's bytes, its digest, and the check of a storage."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+
+from ckpt_cli.checkpoint import Storage, TensorFile, TensorInfo
+from ckpt_cli.errors import CkptError, Damaged
+from ckpt_cli.formats import ByteSource, FileSource, Format, formats
+
+BLOCK = 8 << 20
+_HEAD = 64
+# A view that repeats elements may be larger than its file; beyond this it is refused rather than written out.
+_MAX_EXPANSION = 64
+
+try:  # ten times faster than zlib's, with the same result
+    from isal.isal_zlib import crc32 as crc32
+except ImportError:
+    from zlib import crc32 as crc32
+
+_TURNED = bytes(byte ^ 0x80 for byte in range(256))
+_OTHERS = (
+    (b"version https://git-lfs", "a Git LFS pointer, not the file itself: `git lfs pull` fetches it"),
+    (
+        b"\x80\x02\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19",
+        "a legacy torch file (before torch 1.6), not read yet",
+    ),
+    (b"\x1f\x8b", "a gzip file"),
+    (b"BZh", "a bzip2 file"),
+    (b"\xfd7zXZ", "an xz file"),
+    (b"\x28\xb5\x2f\xfd", "a zstd file"),
+    (b"\x89HDF", "an HDF5 file"),
+    (b"GGUF", "a GGUF file"),
+    (b"<!DOCTYPE", "an HTML page"),
+    (b"<html", "an HTML page"),
+)
+
+
+def recognise(source: ByteSource) -> Format:
+    """The format whose content it is; raises Damaged for an empty file, CkptError for anything else."""
+    if not source.size:
+        raise Damaged(f"{source.path} is empty: a write broke off before its first byte")
+    head = source.read_at(0, min(_HEAD, source.size))
+    for form in formats():
+        if form.matches(head, source.size):
+            return form
+    for magic, what in _OTHERS:
+        if head.lstrip().lower().startswith(magic.lower()) or head.startswith(magic):
+            raise CkptError(f"{source.path} is {what}")
+    raise CkptError(f"{source.path} is not a checkpoint in any known format")
+
+
+def read_tensors(path: str) -> TensorFile:
+    """What the file at `path` holds. No tensor data is read and nothing of the file is run."""
+    with FileSource(path) as source:
+        return recognise(source).read(source)
+
+
+def check_end(path: str) -> None:
+    """What an interrupted write leaves undone, in milliseconds: raises Damaged or CkptError."""
+    with FileSource(path) as source:
+        recognise(source).check(source)
+
+
+def is_contiguous(tensor: TensorInfo) -> bool:
+    """Whether its elements lie in the file in order and without gap, in little-endian order."""
+    step = 1
+    for size, stride in zip(reversed(tensor.shape), reversed(tensor.stride)):
+        if size != 1 and stride != step:
+            return tensor.elements == 0
+        step *= size
+    return not (tensor.swapped or tensor.signs) or tensor.elements == 0
+
+
+def readable(tensor: TensorInfo) -> str | None:
+    """Why the tensor's bytes cannot be had, or None."""
+    if tensor.storage is None or tensor.form != "strided":
+        kinds = {"meta": "it lies on the meta device, without data", "sparse": "it is sparse"}
+        return kinds.get(tensor.form, f"it is {tensor.form}")
+    if tensor.storage.packed:
+        return "its record is compressed"
+    if tensor.signs and not tensor.dtype.startswith(("float", "bfloat", "complex")):
+        return f"it is marked as {tensor.signs}"
+    if tensor.bytes > _MAX_EXPANSION * max(tensor.storage.bytes, 1 << 20):
+        return f"it repeats {tensor.storage.bytes} bytes to {tensor.bytes}"
+    return None
+
+
+def blocks(source: ByteSource, tensor: TensorInfo) -> Iterator[memoryview]:
+    """The tensor's contiguous little-endian bytes, in blocks of at most about BLOCK; each is valid until the next.
+
+    Raises CkptError where `readable` gives a reason.
+    """
+    reason = readable(tensor)
+    if reason or tensor.storage is None:
+        raise CkptError(f"tensor {tensor.name!a} of {source.path} cannot be read: {reason}")
+    if is_contiguous(tensor):
+        yield from _ranges(source, tensor.storage.offset + tensor.offset * tensor.itemsize, tensor.bytes)
+        return
+    for block in _gathered(source, tensor, tensor.storage.offset):
+        block = _swap(tensor, block) if tensor.swapped else block
+        yield memoryview(_sign(tensor, block) if tensor.signs else block)
+
+
+def _ranges(source: ByteSource, offset: int, length: int) -> Iterator[memoryview]:
+    buffer = memoryview(bytearray(min(BLOCK, length)))
+    for at in range(0, length, BLOCK):
+        view = buffer[: min(BLOCK, length - at)]
+        source.read_into(offset + at, view)
+        yield view
+
+
+def _gathered(source: ByteSource, tensor: TensorInfo, base: int) -> Iterator[bytearray]:
+    """A strided view, block by block along its first dimensions.
+
+    Within a block the source is read in strips along the dimension whose elements lie closest together in
+    the file, and each strip is scattered to its places: a transposed matrix costs one read per column and block.
+    """
+    shape, stride, item = tensor.shape, tensor.stride, tensor.itemsize
+    if not shape or tensor.elements == 0:
+        yield bytearray(source.read_at(base + tensor.offset * item, item) if tensor.elements else b"")
+        return
+    inner = math.prod(shape[1:]) * item
+    if inner > BLOCK:
+        for index in range(shape[0]):
+            part = TensorInfo(
+                "", tensor.dtype, shape[1:], stride[1:], tensor.offset + index * stride[0], item, tensor.storage
+            )
+            yield from _gathered(source, part, base)
+        return
+    rows = max(1, BLOCK // max(inner, 1))
+    for first in range(0, shape[0], rows):
+        count = min(rows, shape[0] - first)
+        yield _block(source, (count, *shape[1:]), stride, base + (tensor.offset + first * stride[0]) * item, item)
+
+
+def _block(source: ByteSource, shape: tuple[int, ...], stride: tuple[int, ...], start: int, item: int) -> bytearray:
+    """One block of a strided view whose first element lies at byte `start`, gathered in C order."""
+    steps, step = [0] * len(shape), 1
+    for axis in reversed(range(len(shape))):
+        steps[axis] = step
+        step *= shape[axis]
+    out = bytearray(step * item)
+    width = item if item in (1, 2, 4, 8) else 8
+    lanes = item // width
+    target = _cells(out, width)
+    span = (1 + sum((size - 1) * hop for size, hop in zip(shape, stride))) * item
+    window = source.read_at(start, span) if span <= BLOCK else None
+    axis = min(range(len(shape)), key=lambda a: (shape[a] == 1, stride[a], -a))
+    reach = ((shape[axis] - 1) * stride[axis] + 1) * item
+    for offset, place in _positions(shape, stride, steps, axis):
+        at = offset * item
+        strip = window[at : at + reach] if window is not None else source.read_at(start + at, reach)
+        cells = _cells(strip, width)
+        for lane in range(lanes):
+            first, hop = place * lanes + lane, steps[axis] * lanes
+            last = first + (shape[axis] - 1) * hop + 1
+            if stride[axis]:
+                target[first:last:hop] = cells[lane :: stride[axis] * lanes]
+            else:
+                target[first:last:hop] = _cells(cells[lane : lane + 1].tobytes() * shape[axis], width)
+    return out
+
+
+def _cells(data: bytes | bytearray, width: int) -> memoryview:
+    """The bytes as a sequence of items of 1, 2, 4 or 8 bytes, which slices with a step."""
+    view = memoryview(data)
+    return view.cast("B") if width == 1 else view.cast("H") if width == 2 else view.cast("I" if width == 4 else "Q")
+
+
+def _positions(
+    shape: tuple[int, ...], stride: tuple[int, ...], steps: list[int], axis: int
+) -> Iterator[tuple[int, int]]:
+    """(offset in the source, place in the block), in elements, of each strip along `axis`."""
+    others = [a for a in range(len(shape)) if a != axis]
+    index = [0] * len(others)
+    while True:
+        yield (
+            sum(i * stride[a] for i, a in zip(index, others)),
+            sum(i * steps[a] for i, a in zip(index, others)),
+        )
+        for position in reversed(range(len(others))):
+            index[position] += 1
+            if index[position] < shape[others[position]]:
+                break
+            index[position] = 0
+        else:
+            return
+
+
+def _swap(tensor: TensorInfo, block: bytearray) -> bytearray:
+    """Big-endian elements turned round; a complex number is two of them."""
+    width = tensor.itemsize // 2 if tensor.dtype.startswith("complex") else tensor.itemsize
+    out = bytearray(len(block))
+    for byte in range(width):
+        out[byte::width] = block[width - 1 - byte :: width]
+    return out
+
+
+def _sign(tensor: TensorInfo, block: bytearray) -> bytearray:
+    """Little-endian floats with their signs turned: all of them, or the imaginary halves."""
+    width = tensor.itemsize
+    every = width // 2 if tensor.dtype.startswith("complex") and tensor.signs == "negated" else width
+    block[every - 1 :: every] = block[every - 1 :: every].translate(_TURNED)
+    return block
+
+
+def digest(source: ByteSource, tensor: TensorInfo) -> str:
+    """sha256 of the tensor's contiguous little-endian bytes, as hexadecimal digits."""
+    import hashlib
+
+    state = hashlib.sha256()
+    for block in blocks(source, tensor):
+        state.update(block)
+    return state.hexdigest()
+
+
+def range_crc32(source: ByteSource, offset: int, length: int, advance: Callable[[int], None] | None = None) -> int:
+    """CRC32 of a byte range, read in blocks; `advance` is told the bytes of each."""
+    value = 0
+    for block in _ranges(source, offset, length):
+        value = crc32(block, value)
+        if advance:
+            advance(len(block))
+    return value
+
+
+def check_storage(source: ByteSource, storage: Storage) -> None:
+    """Raises Damaged, naming the record, when its bytes do not have the CRC32 that was written with them."""
+    if storage.crc32 is None or storage.packed:
+        return
+    if range_crc32(source, storage.offset, storage.bytes) != storage.crc32:
+        raise Damaged(f"{source.path}: record data/{storage.name} is damaged: its CRC32 does not fit")

@@ -1,0 +1,164 @@
+"""The one sink: what a command has to say, in every output format. Data to stdout, all else to stderr."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from collections.abc import Iterable, Sequence
+from typing import Any, Literal, NamedTuple
+
+from ckpt_cli.errors import CkptError, Refused
+from ckpt_cli.ui.text import printable
+
+Format = Literal["table", "plain", "json", "name"]
+
+
+class Column(NamedTuple):
+    """A heading; `right` aligns numbers, `style` is a rich style for a terminal."""
+
+    title: str
+    right: bool = False
+    style: str = ""
+
+
+class Cell(NamedTuple):
+    """What a person reads, and what a program gets in plain output."""
+
+    text: str
+    raw: str
+    style: str = ""
+
+
+Row = Sequence["str | Cell"]
+
+
+def pick_format(format: str | None, as_json: bool, quiet: bool) -> Format:
+    """The output format from --format, --json and -q, which may not contradict each other."""
+    asked = {name for name, given in ((format, format), ("json", as_json), ("name", quiet)) if given and name}
+    if len(asked) > 1:
+        raise CkptError(f"{' and '.join(sorted(asked))} are two output formats: name one")
+    if asked:
+        name = asked.pop()
+        if name not in ("table", "plain", "json", "name"):
+            raise CkptError(f"{name!a} is no output format: table, plain, json or name")
+        return name  # type: ignore[return-value]
+    return "table" if sys.stdout.isatty() else "plain"
+
+
+def emit_json(command: str, body: dict[str, Any]) -> None:
+    """The JSON object of a command; what is not finite becomes null."""
+    envelope = {"schema_version": 1, "command": command, **body}
+    try:
+        text = json.dumps(envelope, allow_nan=False)
+    except ValueError:
+        text = json.dumps(finite(envelope), allow_nan=False)
+    _write(text + "\n")
+
+
+def finite(value: Any) -> Any:
+    """The value with NaN and infinities as None."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {key: finite(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [finite(item) for item in value]
+    return value
+
+
+def emit_rows(format: Format, columns: Sequence[Column], rows: Sequence[Row]) -> None:
+    """Records as a table, or tab-separated one a line."""
+    if format == "plain":
+        lines = ("\t".join(printable(cell.raw if isinstance(cell, Cell) else cell) for cell in row) for row in rows)
+        _write("".join(line + "\n" for line in lines))
+    elif sys.stdout.isatty():
+        _draw(columns, rows)
+    else:
+        _align(columns, rows)
+
+
+def emit_lines(lines: Iterable[str]) -> None:
+    """Names or values, one a line, made harmless."""
+    _write("".join(printable(line) + "\n" for line in lines))
+
+
+def no_names(format: Format, command: str) -> None:
+    """Refuses -q where there is no name to print."""
+    if format == "name":
+        raise CkptError(f"{command} has no names to print: -q does not go with it")
+
+
+def _text(cell: str | Cell) -> str:
+    return printable(cell.text if isinstance(cell, Cell) else cell)
+
+
+def _align(columns: Sequence[Column], rows: Sequence[Row]) -> None:
+    """Plain aligned text, uncut: a table in a pipe."""
+    table = [[column.title for column in columns], *([_text(cell) for cell in row] for row in rows)]
+    widths = [max(len(line[index]) for line in table) for index in range(len(columns))]
+    for line in table:
+        cells = (
+            text.rjust(width) if column.right else text.ljust(width)
+            for text, width, column in zip(line, widths, columns)
+        )
+        _write("  ".join(cells).rstrip() + "\n")
+
+
+def _draw(columns: Sequence[Column], rows: Sequence[Row]) -> None:
+    """A table on a terminal. Names are drawn as text, never as markup; the first column is never cut."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for index, column in enumerate(columns):
+        table.add_column(
+            column.title,
+            justify="right" if column.right else "left",
+            style=column.style,
+            no_wrap=column.right or index == 0,
+            overflow="fold",
+        )
+    for row in rows:
+        table.add_row(*(Text(_text(cell), style=cell.style if isinstance(cell, Cell) else "") for cell in row))
+    Console(highlight=False).print(table)
+
+
+def note(message: str) -> None:
+    _say(f"note: {message}")
+
+
+def warning(message: str) -> None:
+    _say(f"warning: {message}")
+
+
+def say(message: str) -> None:
+    """A line for people beside the data."""
+    _say(message)
+
+
+def error(failure: CkptError) -> None:
+    _say(f"error: {failure.message}")
+    if failure.hint:
+        _say(f"hint: {failure.hint}")
+
+
+def confirm(question: str, yes: bool) -> bool:
+    """Asks on the terminal, default no. Raises Refused where there is none to ask on and no --yes."""
+    if yes:
+        return True
+    if not sys.stdin.isatty():
+        raise Refused("there is no terminal to ask on", "--yes goes ahead without asking, --dry-run only shows")
+    sys.stderr.write(f"{printable(question)} [y/N] ")
+    sys.stderr.flush()
+    return sys.stdin.readline().strip().lower() in ("y", "yes")
+
+
+def _say(message: str) -> None:
+    sys.stdout.flush()
+    print(printable(message), file=sys.stderr)
+
+
+def _write(text: str) -> None:
+    sys.stdout.write(text)
