@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import os
 import sys
@@ -121,7 +120,9 @@ def _usage_error(error: Exception) -> CkptError | None:
     close = list(getattr(error, "possibilities", None) or [])
     if message.startswith("no such command"):
         typed = message.split("'")[1] if "'" in message else ""
-        close = difflib.get_close_matches(typed, context.command.list_commands(context), 1) if context else []
+        from difflib import get_close_matches
+
+        close = get_close_matches(typed, context.command.list_commands(context), 1) if context else []
         message = message.split(" (")[0].split(". ")[0]
     path = context.command_path if context else "ckpt"
     hint = f"did you mean {close[0]}" if close else f"`{path} --help` shows what there is"

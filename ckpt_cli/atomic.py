@@ -25,7 +25,7 @@ def fsync_directory(path: str) -> None:
         os.fsync(descriptor)
     except OSError as error:
         if error.errno not in (errno.EINVAL, errno.ENOTSUP):
-            raise
+            raise OSError(error.errno, error.strerror, path) from error
     finally:
         os.close(descriptor)
 

@@ -1,14 +1,11 @@
 """root -> checkpoints: reads each directory once and asks every layout what lies in it."""
 
-from __future__ import annotations
-
 import os
 import re
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 from ckpt_cli.checkpoint import Checkpoint
 from ckpt_cli.errors import CkptError
@@ -28,8 +25,7 @@ TRASH = ".ckpt-trash"
 _SKIPPED = re.compile(r"base_data.*|eval_bundle|report|tokenizer|\..*", re.DOTALL)
 
 
-@dataclass(frozen=True)
-class Discovery:
+class Discovery(NamedTuple):
     """What lies below a root. `trash` are the runs that hold a `.ckpt-trash`, each as a checkpoint without parts."""
 
     root: str
@@ -61,7 +57,6 @@ def discover(
         if TRASH in folder.folders:
             trash.append(Checkpoint("trash", folder.source, folder.tag, None, None, TRASH, folder.path, ()))
         found.extend(_scan(folder))
-        warnings.extend(folder.warnings)
     return Discovery(root, tuple(sorted(_unique(found), key=_order(sources))), tuple(warnings), tuple(trash))
 
 
@@ -169,11 +164,11 @@ def _unique(found: list[Checkpoint]) -> Iterator[Checkpoint]:
     for checkpoint in found:
         if first[checkpoint.run] != checkpoint.dir:
             above = os.path.basename(os.path.dirname(checkpoint.dir))
-            checkpoint = replace(checkpoint, tag=f"{above}/{checkpoint.tag}")
+            checkpoint = checkpoint._replace(tag=f"{above}/{checkpoint.tag}")
         renamed.append(checkpoint)
     refs = Counter(checkpoint.ref for checkpoint in renamed)
     for checkpoint in renamed:
-        yield checkpoint if refs[checkpoint.ref] == 1 else replace(checkpoint, by_name=True)
+        yield checkpoint if refs[checkpoint.ref] == 1 else checkpoint._replace(by_name=True)
 
 
 def _order(sources: Mapping[str, str]) -> Callable[[Checkpoint], tuple[Any, ...]]:

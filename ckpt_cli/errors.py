@@ -10,6 +10,8 @@ class CkptError(Exception):
     """
 
     code = 2
+    # How the failure is called among the `problems` of a JSON object.
+    kind = "unusable"
 
     def __init__(self, message: str, hint: str | None = None) -> None:
         super().__init__(message)
@@ -21,18 +23,14 @@ class NotFound(CkptError):
     """A search that found nothing, or a question whose answer is no."""
 
     code = 1
+    kind = "not-found"
 
 
 class Damaged(CkptError):
     """A checkpoint that is not as it was written: truncated, a flipped bit, a record gone."""
 
     code = 1
-
-
-class Partial(CkptError):
-    """Some of several targets failed; the rest is done."""
-
-    code = 3
+    kind = "damaged"
 
 
 class Refused(CkptError):

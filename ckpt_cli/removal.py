@@ -3,11 +3,13 @@
 One operation in one run: lock the run's directory; make `.ckpt-trash/<id>/` with a journal of every file and
 fsync it; rename the files into it, model first; fsync, and journal that every rename is done; delete. Until
 that last entry everything is put back (an interrupt at once, a kill by the next prune); after it, the next
-prune finishes the deletion. A trash is inside the run's directory and so always on its file system.
+prune finishes the deletion. An undo or a purge of a kept trash is journalled before it begins, so that the next
+prune finishes that too. A trash is inside the run's directory and so always on its file system.
 """
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import secrets
@@ -22,10 +24,18 @@ from typing import Any, Literal
 from ckpt_cli.atomic import NO_SPACE, fsync_directory, locked, rename_new, same_file
 from ckpt_cli.checkpoint import Checkpoint, Role
 from ckpt_cli.discover import TRASH
-from ckpt_cli.errors import CkptError, Interrupted, Refused
+from ckpt_cli.errors import CkptError, Interrupted, NotFound, Refused
 
 JOURNAL = "journal"
 OperationState = Literal["interrupted", "deleting", "trash", "garbled"]
+# The journal's last entry -> what has to be done.
+_STATES: dict[str, OperationState] = {
+    "begun": "interrupted",
+    "undo": "interrupted",
+    "moved": "deleting",
+    "purge": "deleting",
+    "trash": "trash",
+}
 
 
 @dataclass(frozen=True)
@@ -82,8 +92,10 @@ class NoRoom(CkptError):
 
 
 def new_id() -> str:
-    """Sorts by time; unique among processes."""
-    return time.strftime("%Y%m%d-%H%M%S", time.gmtime()) + "-" + secrets.token_hex(2)
+    """Sorts by time, also within a second; unique among processes."""
+    now = time.time_ns()
+    moment = time.strftime("%Y%m%d-%H%M%S", time.gmtime(now // 1_000_000_000))
+    return f"{moment}-{now // 1000 % 1_000_000:06d}{secrets.token_hex(2)}"
 
 
 def plan_removal(checkpoint: Checkpoint, order: Sequence[Role]) -> Removal:
@@ -112,7 +124,8 @@ def remove(run: str, removals: Sequence[Removal], id: str, keep_trash: bool) -> 
     """Removes the checkpoints of one run, or moves them to its trash for good.
 
     The caller holds the lock. Raises NoRoom when no journal can be written, Interrupted after an interrupt,
-    when everything is back in its place.
+    when everything is back in its place. What could not even be put back is told as what stayed: nothing else
+    is removed then, and the next prune tries again.
     """
     operation = Operation(id, run, "interrupted", tuple(removals))
     outcome = Outcome()
@@ -127,6 +140,7 @@ def remove(run: str, removals: Sequence[Removal], id: str, keep_trash: bool) -> 
         except BaseException:
             _forget(operation)
             raise
+        begun = os.fstat(journal).st_size
         try:
             failed = [removal for removal in removals if not _move(operation, removal, outcome)]
             fsync_directory(run)
@@ -135,11 +149,17 @@ def remove(run: str, removals: Sequence[Removal], id: str, keep_trash: bool) -> 
         except BaseException as error:
             # Also for a full disk or an I/O error: what cannot be journalled is not done.
             with _uninterruptible():
+                # The last entry may be there already: a kill from here on must not turn into a deletion.
+                with suppress(OSError):
+                    os.ftruncate(journal, begun)
+                    os.fsync(journal)
                 stayed = _put_back(operation).stayed
-            if stayed:
-                raise CkptError(f"{stayed[0][0]} could not be put back: {stayed[0][1]}") from error
             if isinstance(error, KeyboardInterrupt):
+                if stayed:
+                    raise Interrupted(f"interrupted: {stayed[0][0]} stayed: {stayed[0][1]}") from error
                 raise Interrupted("interrupted: everything is back in its place") from error
+            if stayed:
+                return Outcome(stayed=stayed)
             if isinstance(error, OSError) and error.errno in NO_SPACE:
                 raise NoRoom(f"there is no room for a journal in {run}: the disk is full") from error
             raise
@@ -171,18 +191,21 @@ def remove_unjournalled(run: str, removals: Sequence[Removal]) -> Outcome:
                 break
         else:
             outcome.done.append(removal.ref)
-    fsync_directory(run)
+    with suppress(OSError):  # the files are gone all the same, and what went must be told
+        fsync_directory(run)
     return outcome
 
 
 def operations(run: str) -> list[Operation]:
     """What lies in the trash of a run, oldest first."""
     folder = os.path.join(run, TRASH)
+    if os.path.islink(folder):  # never ours, and what it points to is none of our business
+        return []
     try:
         names = sorted(os.listdir(folder))
     except OSError:
         return []
-    return [_read(run, name) for name in names if os.path.isdir(os.path.join(folder, name))]
+    return [_read(run, name) for name in names if _is_directory(os.path.join(folder, name))]
 
 
 def interrupted(run: str) -> bool:
@@ -207,12 +230,14 @@ def recover(run: str) -> list[str]:
             outcome = _put_back(operation)
             said.append(f"an interrupted prune of {run} was put back ({len(outcome.done)} of {len(operation.refs)})")
             said += [f"{path} stayed in the trash: {why}" for path, why in outcome.stayed]
-        elif operation.state == "deleting":
-            _delete(operation)
-            said.append(f"an interrupted prune of {run} was finished")
+            # What an undo could not bring back is trash again, or is deleted as it was about to be.
+            operation = _end_undo(operation, outcome)
+        if operation.state == "deleting":
+            outcome = _delete(operation)
+            said.append(f"an interrupted prune of {run} was {'not ' if outcome.stayed else ''}finished")
+            said += [f"{path} stayed in the trash: {why}" for path, why in outcome.stayed]
         elif operation.state == "garbled":
-            if set(os.listdir(operation.folder)) - {JOURNAL}:
-                raise Refused(f"{operation.folder} holds files but no readable journal", "look at them by hand")
+            _refuse_garbled(operation)
             _forget(operation)
     _drop_trash(run)
     return said
@@ -220,13 +245,47 @@ def recover(run: str) -> list[str]:
 
 def undo(operation: Operation) -> Outcome:
     """Puts every whole checkpoint of the operation back; never overwrites. The caller holds the lock."""
+    operation = _again(operation)
     with _uninterruptible():
-        return _put_back(operation)
+        # Killed half way, the next prune brings back the rest.
+        _mark(operation, {"state": "undo"})
+        outcome = _put_back(operation)
+        _end_undo(operation, outcome)
+    return outcome
 
 
 def purge(operation: Operation) -> Outcome:
     """Deletes what the operation holds. The caller holds the lock."""
+    operation = _again(operation)
+    # Killed half way, the next prune deletes the rest.
+    _mark(operation, {"state": "purge"})
     return _delete(operation)
+
+
+def _again(operation: Operation) -> Operation:
+    """The operation as it is now that the lock is held; raises NotFound when it was settled meanwhile."""
+    if not _is_directory(operation.folder):
+        raise NotFound(f"operation {operation.id} of {operation.run} is gone: another ckpt settled it")
+    operation = _read(operation.run, operation.id)
+    _refuse_garbled(operation)
+    return operation
+
+
+def _refuse_garbled(operation: Operation) -> None:
+    """Raises Refused where files lie in the trash and nothing says what they are."""
+    if operation.state == "garbled" and set(os.listdir(operation.folder)) - {JOURNAL}:
+        raise Refused(f"{operation.folder} holds files but no readable journal", "look at them by hand")
+
+
+def _end_undo(operation: Operation, outcome: Outcome) -> Operation:
+    """The operation after an undo: what could not be brought back is again what it was before."""
+    if not _is_directory(operation.folder) or not set(os.listdir(operation.folder)) - {JOURNAL}:
+        return operation
+    before = [entry for entry in _entries(operation.folder)[1:] if entry["state"] != "undo"]
+    if before:  # else a kill came before all was moved, and the next prune tries again
+        failed = next((entry["failed"] for entry in reversed(before) if "failed" in entry), [])
+        _mark(operation, {**before[-1], "failed": [*failed, *outcome.done]})
+    return _read(operation.run, operation.id)
 
 
 def _begin(operation: Operation, keep_trash: bool) -> int:
@@ -234,6 +293,8 @@ def _begin(operation: Operation, keep_trash: bool) -> int:
     trash = os.path.join(operation.run, TRASH)
     with suppress(FileExistsError):
         os.mkdir(trash)
+    if os.path.islink(trash):
+        raise OSError(errno.ELOOP, "the trash is a symbolic link, which may lead anywhere", trash)
     os.mkdir(operation.folder)
     descriptor = os.open(os.path.join(operation.folder, JOURNAL), os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
     try:
@@ -257,28 +318,61 @@ def _append(journal: int, entry: dict[str, Any]) -> None:
     os.fsync(journal)
 
 
-def _read(run: str, id: str) -> Operation:
-    """The operation as its journal tells it; a torn last line counts as not written."""
-    entries = []
+def _mark(operation: Operation, entry: dict[str, Any]) -> None:
+    """Adds an entry to the journal of an earlier operation; a torn last line goes."""
+    if operation.state == "garbled":
+        return
+    path = os.path.join(operation.folder, JOURNAL)
+    journal = os.open(path, os.O_RDWR)
     try:
-        with open(os.path.join(run, TRASH, id, JOURNAL), "rb") as file:
-            entries = [json.loads(line) for line in file.read().split(b"\n")[:-1]]
-        removals = [
-            Removal(entry["ref"], tuple(File(*values) for values in entry["files"])) for entry in entries[0]["removals"]
-        ]
-        if any(os.path.basename(file.name) != file.name for removal in removals for file in removal.files):
-            raise ValueError("a name in the journal leaves the run's directory")
-        failed = entries[1]["failed"] if len(entries) > 1 else []
-    except (OSError, ValueError, LookupError, TypeError):
+        whole = os.read(journal, os.fstat(journal).st_size).rfind(b"\n") + 1
+        os.ftruncate(journal, whole)
+        os.lseek(journal, whole, os.SEEK_SET)
+        _append(journal, entry)
+    except OSError as error:
+        # On a full disk a purge is what helps, and an undo needs no room: only a kill is not provided for.
+        if error.errno not in NO_SPACE:
+            raise OSError(error.errno, error.strerror, path) from error
+    finally:
+        os.close(journal)
+
+
+def _entries(folder: str) -> list[Any]:
+    """The journal's entries; a torn last line counts as not written. Raises OSError or ValueError."""
+    with open(os.path.join(folder, JOURNAL), "rb") as file:
+        return [json.loads(line) for line in file.read().split(b"\n")[:-1]]
+
+
+def _read(run: str, id: str) -> Operation:
+    """The operation as its journal tells it."""
+    try:
+        entries = _entries(os.path.join(run, TRASH, id))
+        failed = next((list(entry["failed"]) for entry in reversed(entries[1:]) if "failed" in entry), [])
+        removals = tuple(
+            Removal(str(entry["ref"]), tuple(_file(*values) for values in entry["files"]))
+            for entry in entries[0]["removals"]
+            if entry["ref"] not in failed
+        )
+        last = entries[-1]["state"] if len(entries) > 1 else "begun"
+        # A trash of nothing goes like a deletion that is done.
+        state = _STATES["trash" if last == "moved" and entries[0]["trash"] and removals else last]
+    except (OSError, ValueError, LookupError, TypeError, RecursionError):
         return Operation(id, run, "garbled", ())
-    state: OperationState = "interrupted"
-    if len(entries) > 1:
-        state = "trash" if entries[0]["trash"] else "deleting"
-    return Operation(id, run, state, tuple(removal for removal in removals if removal.ref not in failed))
+    return Operation(id, run, state, removals)
+
+
+def _file(name: Any, bytes: Any, modified: Any, inode: Any) -> File:
+    """A file as the journal tells it; raises ValueError or TypeError for what no journal of ours holds."""
+    if os.path.basename(name) != name or name in ("", os.curdir, os.pardir, JOURNAL) or "\0" in name:
+        raise ValueError("a name in the journal leaves the run's directory")
+    return File(name, int(bytes), int(modified), int(inode))
 
 
 def _move(operation: Operation, removal: Removal, outcome: Outcome) -> bool:
-    """Renames one checkpoint's files into the trash; when one cannot go, puts the others back."""
+    """Renames one checkpoint's files into the trash; when one cannot go, puts the others back.
+
+    Raises OSError when they cannot be put back either: the whole operation is then undone.
+    """
     for file in removal.files:
         path = os.path.join(operation.run, file.name)
         try:
@@ -290,6 +384,8 @@ def _move(operation: Operation, removal: Removal, outcome: Outcome) -> bool:
             outcome.stayed.append((path, error.strerror or str(error)))
             for other in reversed(removal.files):
                 _restore(operation, other, outcome)
+            if any(os.path.lexists(os.path.join(operation.folder, other.name)) for other in removal.files):
+                raise
             return False
     return True
 
@@ -327,8 +423,11 @@ def _put_back(operation: Operation) -> Outcome:
             ]
         elif all(_restore(operation, file, outcome) for file in reversed(removal.files)):
             outcome.done.append(removal.ref)
-    fsync_directory(operation.run)
-    if not outcome.stayed:
+    try:
+        fsync_directory(operation.run)
+    except OSError as error:  # what may not be on the disk must not lose its journal
+        outcome.stayed.append((operation.run, error.strerror or str(error)))
+    else:
         _forget(operation)
     return outcome
 
@@ -372,6 +471,10 @@ def _forget(operation: Operation) -> None:
     _drop_trash(operation.run)
 
 
+def _is_directory(path: str) -> bool:
+    return os.path.isdir(path) and not os.path.islink(path)
+
+
 def _drop_trash(run: str) -> None:
     with suppress(OSError):
         os.rmdir(os.path.join(run, TRASH))
@@ -383,7 +486,8 @@ def _interruptible() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = {number: signal.signal(number, signal.default_int_handler) for number in (signal.SIGTERM, signal.SIGHUP)}
+    numbers = [n for n in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(n) != signal.SIG_IGN]  # nohup
+    before = {number: signal.signal(number, signal.default_int_handler) for number in numbers}
     try:
         yield
     finally:

@@ -7,7 +7,7 @@ rules: a run's newest complete and newest resumable checkpoint, what is pinned a
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from ckpt_cli.checkpoint import Checkpoint, Problem, is_complete, newest
 from ckpt_cli.errors import CkptError, Refused
@@ -116,8 +116,8 @@ def settled_plan(
             if problems:
                 failed = True
                 fresh = rules.now - kept.modified < rules.grace
-                pool[key] = replace(
-                    kept, state="in-progress" if fresh else "incomplete", resumable=False, problems=problems
+                pool[key] = kept._replace(
+                    state="in-progress" if fresh else "incomplete", resumable=False, problems=problems
                 )
         if not failed:
             return plan

@@ -1,12 +1,9 @@
 """TARGET -> checkpoints: a path, `[SOURCE/]TAG[/STEP]`, or nothing; and where the root is."""
 
-from __future__ import annotations
-
-import difflib
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 from ckpt_cli.checkpoint import DEFAULT_METRICS, Checkpoint, Goal, Metric, is_complete, newest, pick_metric
 from ckpt_cli.discover import Discovery, claims, discover
@@ -18,16 +15,14 @@ _DEPTH = re.compile(r"d([0-9]+)")
 Accept = Callable[[Checkpoint], bool]
 
 
-@dataclass(frozen=True)
-class Root:
+class Root(NamedTuple):
     """A directory and what named it: `TARGET`, `--root`, `CKPT_ROOT`, ..."""
 
     path: str
     origin: str
 
 
-@dataclass(frozen=True)
-class Query:
+class Query(NamedTuple):
     """What a command line asks for, and what lies in the root it asks in.
 
     `file` is set when TARGET names one. `source`, `tag` and `step` come from the selector and the options
@@ -107,7 +102,7 @@ def resolve(
             if not os.path.lexists(target):
                 raise
             query = _at_path(target, root, source, tag, step)
-            return replace(query, notes=(f"{target} matches no run, so it is taken as a path",))
+            return query._replace(notes=(f"{target} matches no run, so it is taken as a path",))
         for name, said, option in zip(("source", "tag", "step"), parsed, (source, tag, step)):
             if said and option and said != option:
                 raise CkptError(f"{target!a} and --{name} {option} contradict each other")
@@ -325,11 +320,17 @@ def _near(path: str) -> str | None:
         names = os.listdir(folder or ".")
     except OSError:
         return None
-    close = difflib.get_close_matches(name, names, 1)
+    close = _close(name, names, 1)
     return f"did you mean {os.path.join(folder, close[0])}" if close else None
 
 
 def _similar(text: str, found: Discovery) -> str:
     names = list(dict.fromkeys(name for c in found.checkpoints for name in (c.run, c.tag)))
-    close = difflib.get_close_matches(text, names, 3, 0.5)
+    close = _close(text, names, 3)
     return f"did you mean {' or '.join(close)}" if close else "`ckpt list` shows what is there"
+
+
+def _close(word: str, words: Sequence[str], count: int) -> list[str]:
+    from difflib import get_close_matches
+
+    return get_close_matches(word, words, count, 0.5)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -51,7 +51,14 @@ def convert(
     chosen = out.pick_format(format, as_json, quiet)
     if to != "safetensors":
         raise CkptError(f"{to!a} is no format to convert to: safetensors")
-    query = options.look(target, root, source, tag, step)
+    empty: dict[str, Any] = {"source": None, "outputs": [], "tensors": 0, "bytes": 0, "renamed": [], "cast": []}
+    with out.answering("convert", chosen, {**empty, "dropped": [], "tied": [], "verified": False, "dry_run": dry_run}):
+        query = options.look(target, root, source, tag, step)
+        options.name_root(query)
+        return _convert(query, output, force, dry_run, chosen)
+
+
+def _convert(query: Query, output: str | None, force: bool, dry_run: bool, chosen: out.Format) -> int:
     checkpoint, path = _subject(query)
     file = read_tensors(path)
     for said in file.notes:

@@ -37,6 +37,7 @@ def demo(
     from ckpt_cli.demo import write_demo
 
     chosen = out.pick_format(format, as_json, quiet)
+    out.no_names(chosen, "demo")
     directory = os.path.abspath(os.path.expanduser(directory))
     if os.path.lexists(directory) and (not os.path.isdir(directory) or os.listdir(directory)):
         raise Refused(f"{directory} is there already and not empty", "name another directory")
@@ -44,8 +45,6 @@ def demo(
     found = discover(directory).checkpoints
     if chosen == "json":
         out.emit_json("demo", {"root": directory, "checkpoints": len(found)})
-    elif chosen == "name":
-        out.emit_lines(checkpoint.ref for checkpoint in found)
     else:
         out.emit_lines([directory])
         out.say(f"wrote {text.count(len(found), 'checkpoint')}, {text.size(sum(c.bytes for c in found))}")

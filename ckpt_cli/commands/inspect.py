@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from fnmatch import fnmatchcase
 from typing import Annotated, Any
 
@@ -22,7 +23,13 @@ app = options.new_app(no_args_is_help=True, epilog=options.EPILOG)
 
 @app.callback()
 def inspect() -> None:
-    """Look inside a checkpoint: its metadata, its tensors."""
+    """Look inside a checkpoint: its metadata, its tensors.
+
+    \b
+    examples:
+      ckpt inspect meta d12
+      ckpt inspect tensors d12 --filter '*.attn.*'
+    """
 
 
 @app.command(epilog=options.EPILOG)
@@ -47,7 +54,11 @@ def meta(
     """
     chosen = out.pick_format(format, as_json, quiet)
     out.no_names(chosen, "inspect meta")
-    query = options.look(target, root, source, tag, step)
+    with out.answering("inspect meta", chosen, {"checkpoint": None, "meta": None}):
+        return _meta(options.look(target, root, source, tag, step), key, chosen)
+
+
+def _meta(query: Query, key: str | None, chosen: out.Format) -> int:
     checkpoint = _subject(query)
     found = read_metadata(checkpoint, query.file)
     if key is not None:
@@ -90,7 +101,13 @@ def tensors(
     chosen = out.pick_format(format, as_json, quiet)
     if sort not in ("file", "name", "bytes"):
         raise CkptError(f"{sort!a} is nothing to sort by: file, name or bytes")
-    query = options.look(target, root, source, tag, step)
+    empty = {"tensors": [], "totals": _totals([]), "files": [], "foreign_globals": [], "values": {}}
+    with out.answering("inspect tensors", chosen, empty):
+        query = options.look(target, root, source, tag, step)
+        return _tensors(query, part, pattern, sort, hashes, chosen)
+
+
+def _tensors(query: Query, part: str | None, pattern: str | None, sort: str, hashes: bool, chosen: out.Format) -> int:
     files = [read_tensors(path) for path in _paths(query, _subject(query), part)]
     listed = [(file, tensor) for file in files for tensor in file.tensors if _wanted(tensor, pattern)]
     if sort != "file":
@@ -152,7 +169,7 @@ def _paths(query: Query, checkpoint: Checkpoint | None, part: str | None) -> lis
         if not paths:
             raise CkptError(f"{checkpoint.ref} has no {role} file")
         return paths
-    paths = [p.path for p in checkpoint.parts if part in (p.path, p.path.rsplit("/", 1)[-1])]
+    paths = [p.path for p in checkpoint.parts if part == os.path.basename(p.path) or os.path.abspath(part) == p.path]
     if not paths:
         names = ", ".join(p.path.rsplit("/", 1)[-1] for p in checkpoint.parts)
         raise CkptError(f"{checkpoint.ref} has no part {part!a}", f"its parts are {names}")

@@ -50,24 +50,20 @@ def latest(
     chosen = out.pick_format(format, as_json, quiet)
     if field not in _FIELDS:
         raise CkptError(f"{field!a} is no field: {', '.join(_FIELDS)}")
-    query = options.look(target, root, source, tag, step)
 
     def counts(checkpoint: Checkpoint) -> bool:
         if before is not None and (checkpoint.step is None or checkpoint.step >= before):
             return False
         return (any_state or is_complete(checkpoint)) and (not resumable or checkpoint.resumable is True)
 
-    try:
+    with out.answering("latest", chosen, {"checkpoint": None}):
+        query = options.look(target, root, source, tag, step)
         found = options.look_for_one(query, counts)
         if not counts(found):
             raise NotFound(f"{found.ref} does not count: it is {found.state}", "--any-state takes it all the same")
         if best or metric:
             run = [c for c in query.pool if (c.run, c.dir) == (found.run, found.dir) and counts(c)]
             found = best_of(run, metric)[0]
-    except NotFound:
-        if chosen == "json":
-            out.emit_json("latest", {"checkpoint": None})
-        raise
     if chosen == "json":
         out.emit_json("latest", {"checkpoint": checkpoint_record(found)})
     elif chosen == "name":

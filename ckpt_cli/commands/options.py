@@ -60,6 +60,11 @@ def look(target: str | None, root: str | None, source: str | None, tag: str | No
     return query
 
 
+def name_root(query: Query) -> None:
+    """Which root a command is about to change something in, and what named it."""
+    out.say(f"root: {query.root.path} ({query.root.origin})")
+
+
 def look_for_one(query: Query, accept: Accept | None = None) -> Checkpoint:
     """The one checkpoint that is meant; a guess is announced."""
     checkpoint, guess = choose_one(query, accept)

@@ -61,37 +61,50 @@ def prune(
       ckpt prune --keep 1 --trash --yes && ckpt prune --undo
     """
     chosen = out.pick_format(format, as_json, quiet)
-    query = options.look(target, root, source, tag, step)
+    empty = {"dry_run": dry_run, "policies": [], "groups": [], "freed_bytes": 0, "trash_id": None}
+    with out.answering("prune", chosen, empty):
+
+        def look() -> Query:
+            return options.look(target, root, source, tag, step)
+
+        if undo or purge:
+            if undo and purge:
+                raise CkptError("--undo and --purge contradict each other")
+            if keep is not None or dry_run or trash:
+                raise CkptError("--undo and --purge take no policy, --dry-run or --trash")
+            return _settle(_runs_only(look()), id, purge, yes, chosen)
+        if id:
+            raise CkptError("--id names an operation to --undo or --purge")
+        if keep is None:
+            raise CkptError("no policy says what to keep", "--keep N keeps the last N of each run; -n only shows")
+        query = _runs_only(look())
+        options.name_root(query)
+        if not dry_run:
+            query = _recovered(query, look)
+        if not query.pool:
+            raise NotFound(f"there are no checkpoints in {query.root.path}")
+        if allow_empty and (keep or (not query.tag and len({c.dir for c in query.pool}) > 1)):
+            raise Refused("--allow-empty goes with --keep 0 and a selector that names one run")
+        rules = Rules(
+            now=time.time_ns(),
+            grace=int(GRACE_SECONDS * 1e9),
+            needs={layout.NAME: getattr(layout, "needs", None) for layout in layouts()},
+            allow_empty=allow_empty,
+            incomplete=incomplete,
+            trust_steps=trust_steps,
+        )
+        plan = settled_plan(query.pool, {f"keep {keep}": keep_last(keep)}, rules, opens)
+        return _decide(plan, dry_run, trash, yes, chosen)
+
+
+def _runs_only(query: Query) -> Query:
     if query.step or query.file:
-        named = query.file or f"a step ({query.step})"
-        raise CkptError(f"prune takes runs, not {named}", "name a run, as in SOURCE/TAG")
-    if undo or purge:
-        if undo and purge:
-            raise CkptError("--undo and --purge contradict each other")
-        if keep is not None or dry_run or trash:
-            raise CkptError("--undo and --purge take no policy, --dry-run or --trash")
-        return _settle(query, id, purge, yes, chosen)
-    if id:
-        raise CkptError("--id names an operation to --undo or --purge")
-    if keep is None:
-        raise CkptError("no policy says what to keep", "--keep N keeps the last N of each run; --dry-run only shows")
-    if allow_empty and (keep or (not query.tag and len({c.run for c in query.pool}) != 1)):
-        raise Refused("--allow-empty goes with --keep 0 and a selector that names one run")
-    policies = {f"keep {keep}": keep_last(keep)}
-    out.say(f"root: {query.root.path} ({query.root.origin})")
-    if not dry_run:
-        query = _recovered(query, lambda: options.look(target, root, source, tag, step))
-    rules = Rules(
-        now=time.time_ns(),
-        grace=int(GRACE_SECONDS * 1e9),
-        needs={layout.NAME: getattr(layout, "needs", None) for layout in layouts()},
-        allow_empty=allow_empty,
-        incomplete=incomplete,
-        trust_steps=trust_steps,
-    )
-    if not query.pool:
-        raise NotFound(f"there are no checkpoints in {query.root.path}")
-    plan = settled_plan(query.pool, policies, rules, opens)
+        raise CkptError(f"prune takes runs, not {query.file or 'a step'}", "name a run, as in SOURCE/TAG")
+    return query
+
+
+def _decide(plan: Plan, dry_run: bool, trash: bool, yes: bool, chosen: out.Format) -> int:
+    """Shows the plan and asks."""
     if chosen in ("table", "plain"):
         _show(plan, chosen)
     elif chosen == "name":
@@ -173,13 +186,14 @@ def _recovered(query: Query, again: Callable[[], Query]) -> Query:
 
 def _settle(query: Query, id: str | None, purge: bool, yes: bool, chosen: out.Format) -> int:
     """--undo and --purge: the latest operation of the runs that are meant, or the one named."""
+    options.name_root(query)
     found = [operation for run in query.trash for operation in removal.operations(run)]
     wanted = id or max((operation.id for operation in found), default=None)
     found = [operation for operation in found if operation.id == wanted]
     if not found:
         what = f"there is no operation {id} in the trash" if id else "there is nothing in the trash"
         raise (CkptError if id else NotFound)(f"{what} of {query.root.path}", "`ckpt list --trash` shows what is there")
-    out.say(f"root: {query.root.path} ({query.root.origin})")
+    options.name_root(query)
     count = text.count(sum(len(operation.refs) for operation in found), "checkpoint")
     if purge and not out.confirm(f"delete {count} of {wanted} for good?", yes):
         out.error(CkptError("declined: nothing was deleted"))

@@ -222,7 +222,7 @@ class _Machine:
         self.stack.append(known)
 
     def call(self, callee: Any, args: Any) -> Any:
-        if not isinstance(callee, Global) or not isinstance(args, tuple):
+        if not isinstance(callee, Global) or type(args) is not tuple:
             raise Malformed(f"its pickle calls what is no name at byte {self.at}")
         function = self.functions.get(callee.name)
         return function(*args) if function else Opaque(callee.name, args)
@@ -230,7 +230,7 @@ class _Machine:
 
 def _key(key: Any, depth: int = 0) -> Any:
     """A value fit to be a dictionary key or set element: hashing a deeply nested tuple would exhaust the C stack."""
-    if isinstance(key, tuple) and depth < _MAX_KEY_DEPTH:
+    if type(key) is tuple and depth < _MAX_KEY_DEPTH:
         for item in key:
             _key(item, depth + 1)
     elif not isinstance(key, (*_SCALARS, Global, Opaque)):

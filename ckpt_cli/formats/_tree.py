@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 from ckpt_cli.checkpoint import TensorInfo
@@ -38,7 +37,7 @@ class _Walk:
     def visit(self, name: str, value: Any, depth: int) -> None:
         if type(value) is TensorInfo:
             self.count()
-            self.tensors.append(replace(value, name=name or "<root>"))
+            self.tensors.append(value._replace(name=name or "<root>"))
             return
         children = _children(value)
         if children is None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import struct
 import zlib
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from ckpt_cli.errors import CkptError, Damaged
 from ckpt_cli.formats import ByteSource
@@ -26,8 +26,7 @@ _MAX_RATIO = 200
 STORED, DEFLATED = 0, 8
 
 
-@dataclass(frozen=True)
-class Record:
+class Record(NamedTuple):
     """One entry: `packed` bytes on disk, `bytes` when unpacked; `header` is where its local header begins."""
 
     name: str
@@ -38,8 +37,7 @@ class Record:
     crc32: int
 
 
-@dataclass(frozen=True)
-class Archive:
+class Archive(NamedTuple):
     """The records by name, in the directory's order. `checked` is false when no CRC was written at all."""
 
     records: dict[str, Record]

@@ -8,7 +8,6 @@ Layout and rebuild functions after torch/serialization.py and torch/_utils.py, t
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 from ckpt_cli.checkpoint import ForeignGlobal, Storage, TensorFile, TensorInfo
@@ -99,7 +98,7 @@ class _Storages:
 
     def persistent(self, pid: Any) -> tuple[Storage, str | None]:
         """("storage", type, key, location, numel) -> the storage and the dtype that its type implies."""
-        if not isinstance(pid, tuple) or len(pid) != 5 or pid[0] != "storage":
+        if type(pid) is not tuple or len(pid) != 5 or pid[0] != "storage":
             raise _pickle.Malformed("its pickle refers to something outside that is no storage")
         _, kind, key, _, count = pid
         if not isinstance(kind, _Word) or not isinstance(key, str) or type(count) is not int or count < 0:
@@ -186,8 +185,8 @@ def _marked(tensor: TensorInfo, marks: Any) -> TensorInfo:
     if marks.get("conj") and marks.get("neg"):
         raise _pickle.Malformed("it has a tensor that is marked as negated and conjugated at once")
     if marks.get("conj"):
-        return replace(tensor, signs="conjugated")
-    return replace(tensor, signs="negated") if marks.get("neg") else tensor
+        return tensor._replace(signs="conjugated")
+    return tensor._replace(signs="negated") if marks.get("neg") else tensor
 
 
 def _dtype(word: Any) -> str:
@@ -203,7 +202,7 @@ def _meta_tensor(dtype: Any, shape: Any, stride: Any, *_: Any) -> TensorInfo:
 
 def _sparse(_layout: Any, data: Any) -> TensorInfo:
     """A sparse tensor, known by the dtype of its values and its size; its parts are not listed one by one."""
-    shape = next((tuple(item) for item in reversed(data) if isinstance(item, (tuple, list))), ())
+    shape = next((tuple(item) for item in reversed(data) if type(item) in (tuple, list)), ())
     values = [item for item in data if isinstance(item, TensorInfo)]
     if not values or any(type(size) is not int or size < 0 for size in shape):
         raise _pickle.Malformed("it has a sparse tensor without values")

@@ -10,12 +10,11 @@ import json
 import os
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
 from functools import cache
-from typing import Any, Protocol, cast
+from typing import Any, NamedTuple, Protocol, cast
 
 from ckpt_cli import plugins
-from ckpt_cli.checkpoint import Checkpoint, Part, Problem, Role, State
+from ckpt_cli.checkpoint import OURS, Checkpoint, Part, Problem, Role, State
 from ckpt_cli.errors import CkptError
 
 MAX_JSON_BYTES = 16 << 20
@@ -39,8 +38,7 @@ class Layout(Protocol):
     def needs(self, checkpoint: Checkpoint, run: Sequence[Checkpoint]) -> Iterable[Checkpoint]: ...
 
 
-@dataclass(frozen=True)
-class Folder:
+class Folder(NamedTuple):
     """One directory as read once: where it lies in the tree, and its files by name.
 
     `now` and `grace` (nanoseconds) tell a checkpoint that is still being written from an abandoned one.
@@ -54,7 +52,6 @@ class Folder:
     now: int
     grace: int
     linked: bool = False
-    warnings: list[str] = field(default_factory=list)
 
     def part(self, name: str, role: Role, problems: list[Problem], rank: int | None = None) -> Part | None:
         """The file as a part; None when it is a dead link or has just vanished, which is then a problem."""
@@ -65,7 +62,7 @@ class Folder:
             reason = "a link to nothing" if entry.is_symlink() else f"unreadable ({error.strerror})"
             problems.append(Problem("unreadable-part", f"{name} is {reason}", entry.path))
             return None
-        if status.st_size == 0 and role not in ("other", "manifest"):
+        if status.st_size == 0 and role not in OURS:
             problems.append(Problem("empty-file", f"{name} is empty", entry.path))
         return Part(role, entry.path, status.st_size, status.st_mtime_ns, rank)
 
@@ -73,7 +70,7 @@ class Folder:
         """Complete without problems; with some, in progress if touched within the grace time (or in the future)."""
         if not problems:
             return "complete"
-        newest = max((part.modified for part in parts), default=0)
+        newest = max((part.modified for part in parts if part.role not in OURS), default=0)
         return "in-progress" if self.now - newest < self.grace else "incomplete"
 
 

@@ -1,11 +1,10 @@
 """The one sink: what a command has to say, in every output format. Data to stdout, all else to stderr."""
 
-from __future__ import annotations
-
 import json
 import math
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, Literal, NamedTuple
 
 from ckpt_cli.errors import CkptError, Refused
@@ -54,6 +53,21 @@ def emit_json(command: str, body: dict[str, Any]) -> None:
     except ValueError:
         text = json.dumps(finite(envelope), allow_nan=False)
     _write(text + "\n")
+
+
+@contextmanager
+def answering(command: str, format: Format, empty: dict[str, Any]) -> Iterator[None]:
+    """Sees to it that JSON output holds an object also when the answer is a failure with exit code 1 or 3.
+
+    `empty` is the body of an answer that found nothing; what went wrong is added as `problems`.
+    """
+    try:
+        yield
+    except CkptError as failure:
+        if format == "json" and failure.code in (1, 3):
+            problem = {"code": failure.kind, "detail": failure.message, "path": None}
+            emit_json(command, {**empty, "problems": [problem]})
+        raise
 
 
 def finite(value: Any) -> Any:
@@ -106,7 +120,7 @@ def _align(columns: Sequence[Column], rows: Sequence[Row]) -> None:
 
 
 def _draw(columns: Sequence[Column], rows: Sequence[Row]) -> None:
-    """A table on a terminal. Names are drawn as text, never as markup; the first column is never cut."""
+    """A table on a terminal. Names are drawn as text, never as markup; only the last column is broken into lines."""
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
@@ -117,7 +131,7 @@ def _draw(columns: Sequence[Column], rows: Sequence[Row]) -> None:
             column.title,
             justify="right" if column.right else "left",
             style=column.style,
-            no_wrap=column.right or index == 0,
+            no_wrap=index + 1 < len(columns),
             overflow="fold",
         )
     for row in rows:
