@@ -12,8 +12,16 @@ BIN := .venv/bin
 
 install: .venv/ready
 
+# Shows what a user sees, on a tree that real torch writes first.
 demo: .venv/ready
-	PATH="$(CURDIR)/$(BIN):$$PATH" sh benchmarks/demo.sh
+	@rm -rf demo-tree
+	$(BIN)/ckpt demo demo-tree
+	$(BIN)/ckpt list ./demo-tree --format table
+	$(BIN)/ckpt inspect meta base/d4 --root demo-tree --key model_config
+	$(BIN)/ckpt inspect tensors base/d4 --root demo-tree --format table
+	$(BIN)/ckpt latest ./demo-tree
+	$(BIN)/ckpt prune ./demo-tree --keep 1 --dry-run --format table
+	$(BIN)/ckpt convert base/d6 --root demo-tree -o demo-tree/d6.safetensors --format table
 
 test: .venv/ready
 	$(BIN)/ruff check .

@@ -65,7 +65,9 @@ def ckpt(tmp_path_factory: pytest.TempPathFactory) -> Run:
     """Runs `ckpt` as a process of its own, with an empty HOME, in an empty directory unless `cwd` says."""
     home = tmp_path_factory.mktemp("home")
 
-    def run(*arguments: object, cwd: object = None, stdin: str | None = None, env: dict[str, str] | None = None) -> Done:
+    def run(
+        *arguments: object, cwd: object = None, stdin: str | None = None, env: dict[str, str] | None = None
+    ) -> Done:
         environment = {"PATH": os.environ["PATH"], "HOME": str(home), "LANG": "C.UTF-8", **(env or {})}
         done = subprocess.run(
             [sys.executable, "-m", "ckpt_cli", *map(str, arguments)],

@@ -139,8 +139,7 @@ def _parts(checkpoint: Checkpoint) -> str:
     words = [role for role in ("model", "meta") if checkpoint.having(role)]
     ranks = checkpoint.ranks
     if ranks:
-        world = len(ranks.present) + len(ranks.missing)
-        words.append(f"optim {len(ranks.present)} of {world}" if ranks.missing else f"optim {world}")
+        words.append(f"optim {len(ranks.present)} of {len(ranks.present) + len(ranks.missing)}")
     elif checkpoint.having("optimizer"):
         words.append("optim")
     words += [

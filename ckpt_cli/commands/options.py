@@ -14,6 +14,8 @@ from ckpt_cli.ui import out
 SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 EPILOG = "\b\nexit codes:\n" + "\n".join(f"  {code:<4} {meaning}" for code, meaning in EXIT_CODES.items())
 
+_HERE = "the current directory"
+
 Target = Annotated[
     str | None,
     typer.Argument(
@@ -49,8 +51,8 @@ def look(target: str | None, root: str | None, source: str | None, tag: str | No
         out.warning(message)
     for message in query.notes:
         out.note(message)
-    if query.root.origin == "the current directory":
-        out.note(f"the root is the current directory, {query.root.path}")
+    if query.root.origin == _HERE:
+        _say_root(query)
     if query.found.trash:
         from ckpt_cli.removal import interrupted
 
@@ -62,6 +64,11 @@ def look(target: str | None, root: str | None, source: str | None, tag: str | No
 
 def name_root(query: Query) -> None:
     """Which root a command is about to change something in, and what named it."""
+    if query.root.origin != _HERE:  # else it is said already
+        _say_root(query)
+
+
+def _say_root(query: Query) -> None:
     out.say(f"root: {query.root.path} ({query.root.origin})")
 
 
