@@ -5,21 +5,15 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
-from ckpt_cli.checkpoint import DEFAULT_METRICS, Checkpoint, Goal, Metric, is_complete, newest, pick_metric
-from ckpt_cli.discover import Discovery, claims, discover
+from ckpt_cli.checkpoint import Checkpoint, is_complete, newest
+from ckpt_cli.discover import Discovery, discover
 from ckpt_cli.errors import CkptError, NotFound
+from ckpt_cli.metrics import best_of
+from ckpt_cli.root import Root, find_root, is_path
 
-SUFFIXES = (".pt", ".pth", ".bin", ".safetensors", ".ckpt", ".json", ".distcp", ".jit")
 _NUMBER = re.compile(r"[0-9]+")
 _DEPTH = re.compile(r"d([0-9]+)")
 Accept = Callable[[Checkpoint], bool]
-
-
-class Root(NamedTuple):
-    """A directory and what named it: `TARGET`, `--root`, `CKPT_ROOT`, ..."""
-
-    path: str
-    origin: str
 
 
 class Query(NamedTuple):
@@ -55,27 +49,6 @@ class Query(NamedTuple):
     def trash(self) -> tuple[str, ...]:
         """The directories with a trash of the runs that are meant."""
         return tuple(t.dir for t in self.found.trash if _fits(t, self.source, self.tag, None, wholly=False))
-
-
-def find_root(flag: str | None, environ: Mapping[str, str], cwd: str) -> Root:
-    """The root, from the first that says: --root, CKPT_ROOT, checkpoints here or two levels below, nanochat's."""
-    for path, origin in ((flag, "--root"), (environ.get("CKPT_ROOT"), "CKPT_ROOT")):
-        if path:
-            path = os.path.expanduser(path)
-            if not os.path.isdir(path):
-                raise CkptError(f"there is no directory {path} ({origin})")
-            return Root(os.path.realpath(path), origin)
-    if claims(cwd, depth=2):
-        return Root(os.path.realpath(cwd), "the current directory")
-    base = environ.get("NANOCHAT_BASE_DIR")
-    if base:
-        return Root(os.path.realpath(os.path.expanduser(base)), "NANOCHAT_BASE_DIR")
-    return Root(os.path.realpath(os.path.expanduser("~/.cache/nanochat")), "nanochat's default")
-
-
-def is_path(text: str) -> bool:
-    """Whether TARGET is a path by its form."""
-    return text in (".", "..") or text.startswith(("/", "./", "../", "~")) or text.endswith(SUFFIXES)
 
 
 def resolve(
@@ -282,36 +255,6 @@ def _default_run(runs: Sequence[list[Checkpoint]], accept: Accept) -> tuple[list
             if deep:
                 return max(deep, key=lambda pair: pair[0])[1], why
     return max(whole, key=lambda run: max(c.modified for c in run)), "the newest run"
-
-
-def parse_metric(text: str | None) -> tuple[str | None, Goal | None]:
-    """NAME or NAME:min|max; the direction of the usual names is known."""
-    if not text:
-        return None, None
-    name, colon, goal = text.rpartition(":")
-    if not colon:
-        return text, "min" if text in DEFAULT_METRICS else None
-    if not name or goal not in ("min", "max"):
-        raise CkptError(f"{text!a} is no metric: after the colon stands min or max")
-    return name, "max" if goal == "max" else "min"
-
-
-def best_of(checkpoints: Sequence[Checkpoint], metric: str | None) -> tuple[Checkpoint, Metric]:
-    """The checkpoint with the best value of a metric; of equals the later one.
-
-    Raises NotFound when none has it, CkptError when it is not known which direction is better.
-    """
-    name, goal = parse_metric(metric)
-    if name and goal is None:
-        raise CkptError(
-            f"whether a lower or a higher {name!a} is better is not known", f"--metric {name}:min or {name}:max"
-        )
-    for candidate in (name,) if name else DEFAULT_METRICS:
-        having = [(c, m) for c in checkpoints if (m := pick_metric(c, candidate, goal))]
-        if having:
-            sign = -1 if goal == "max" else 1
-            return min(having, key=lambda pair: (sign * pair[1].value, -(pair[0].step or 0)))
-    raise NotFound(f"no complete checkpoint there has the metric {name or ' or '.join(DEFAULT_METRICS)}")
 
 
 def _near(path: str) -> str | None:

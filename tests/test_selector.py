@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 
 from ckpt_cli.errors import CkptError, NotFound
-from ckpt_cli.selector import best_of, choose, choose_one, find_root, parse_metric, resolve
+from ckpt_cli.metrics import best_of, parse_metric
+from ckpt_cli.root import find_root
+from ckpt_cli.selector import choose, choose_one, resolve
 from tests.test_discover import OLD, step, write
 
 

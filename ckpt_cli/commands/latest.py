@@ -10,7 +10,7 @@ import typer
 from ckpt_cli.checkpoint import Checkpoint, checkpoint_record, is_complete
 from ckpt_cli.commands import options
 from ckpt_cli.errors import CkptError, NotFound
-from ckpt_cli.selector import best_of
+from ckpt_cli.metrics import best_of
 from ckpt_cli.ui import out
 
 app = options.new_app()

@@ -10,7 +10,8 @@ import typer
 from ckpt_cli.checkpoint import Checkpoint, Metric, checkpoint_record, iso_time, pick_metric
 from ckpt_cli.commands import options
 from ckpt_cli.errors import CkptError
-from ckpt_cli.selector import choose, parse_metric
+from ckpt_cli.metrics import parse_metric
+from ckpt_cli.selector import choose
 from ckpt_cli.ui import out, text
 from ckpt_cli.ui.out import Cell, Column
 

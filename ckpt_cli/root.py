@@ -1,0 +1,38 @@
+"""Where the checkpoints are: from --root to nanochat's own directory."""
+
+import os
+from collections.abc import Mapping
+from typing import NamedTuple
+
+from ckpt_cli.discover import claims
+from ckpt_cli.errors import CkptError
+
+SUFFIXES = (".pt", ".pth", ".bin", ".safetensors", ".ckpt", ".json", ".distcp", ".jit")
+
+
+class Root(NamedTuple):
+    """A directory and what named it: `TARGET`, `--root`, `CKPT_ROOT`, ..."""
+
+    path: str
+    origin: str
+
+
+def find_root(flag: str | None, environ: Mapping[str, str], cwd: str) -> Root:
+    """The root, from the first that says: --root, CKPT_ROOT, checkpoints here or two levels below, nanochat's."""
+    for path, origin in ((flag, "--root"), (environ.get("CKPT_ROOT"), "CKPT_ROOT")):
+        if path:
+            path = os.path.expanduser(path)
+            if not os.path.isdir(path):
+                raise CkptError(f"there is no directory {path} ({origin})")
+            return Root(os.path.realpath(path), origin)
+    if claims(cwd, depth=2):
+        return Root(os.path.realpath(cwd), "the current directory")
+    base = environ.get("NANOCHAT_BASE_DIR")
+    if base:
+        return Root(os.path.realpath(os.path.expanduser(base)), "NANOCHAT_BASE_DIR")
+    return Root(os.path.realpath(os.path.expanduser("~/.cache/nanochat")), "nanochat's default")
+
+
+def is_path(text: str) -> bool:
+    """Whether TARGET is a path by its form."""
+    return text in (".", "..") or text.startswith(("/", "./", "../", "~")) or text.endswith(SUFFIXES)
