@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
 from ckpt_cli.errors import CkptError, Refused
+from ckpt_cli.interrupts import interruptible
 
 _LOCK_ATTEMPTS = 10
 NO_SPACE = frozenset({errno.ENOSPC, errno.EDQUOT})
@@ -40,6 +41,12 @@ def staged(target: str, replace: bool) -> Iterator[int]:
     """
     folder, name = os.path.split(target)
     folder = folder or "."
+    with interruptible():
+        yield from _staged(folder, name, target, replace)
+    fsync_directory(folder)
+
+
+def _staged(folder: str, name: str, target: str, replace: bool) -> Iterator[int]:
     temporary = os.path.join(folder, f".{name[:180]}.{os.getpid()}.tmp")
     descriptor = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_CLOEXEC", 0), 0o666)
     try:
@@ -57,7 +64,6 @@ def staged(target: str, replace: bool) -> Iterator[int]:
     except BaseException:
         _discard(temporary)
         raise
-    fsync_directory(folder)
 
 
 def _discard(path: str) -> None:

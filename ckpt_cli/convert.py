@@ -1,13 +1,15 @@
-"""A file of tensors -> a safetensors file, as a stream: a header, then byte ranges copied inside the kernel.
+"""A file of tensors -> a safetensors file, as a stream: a header, then the tensors' bytes.
 
-Nothing is held but one block. Every range written is read back and its CRC32 compared with what the source's
-zip recorded, or with that of the source's bytes where none is. What safetensors cannot express is refused by
-name. Tied and aliased tensors are written once; `__metadata__` says how to have them back.
+Nothing is held but one block. The CRC32 of every record of the source is checked on the way, and every range
+written is read back and compared. What safetensors cannot express is refused by name. Tied and aliased tensors
+are written once; `__metadata__` says how to have them back.
+
+The bytes go through a small buffer, not through copy_file_range: where source and target ranges lie differently
+within their pages, as they always do here, the kernel's own copy takes longer than read and write together.
 """
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 import re
@@ -16,19 +18,20 @@ from dataclasses import dataclass
 from typing import Any
 
 from ckpt_cli.atomic import staged
-from ckpt_cli.checkpoint import Storage, TensorFile, TensorInfo
-from ckpt_cli.errors import CkptError, Damaged, Refused
+from ckpt_cli.checkpoint import TensorFile, TensorInfo
+from ckpt_cli.errors import CkptError, Refused
 from ckpt_cli.formats import FileSource
 from ckpt_cli.formats import safetensors as target_format
-from ckpt_cli.tensors import BLOCK, blocks, check_storage, crc32, is_contiguous, range_crc32, read_tensors, readable
+from ckpt_cli.tensors import blocks, check_storage, crc32, is_contiguous, range_crc32, read_tensors, readable
+from ckpt_cli.ties import Alias, untie
 
 Advance = Callable[[int], None]
-_COPY_STEP = 64 << 20
+# How much is written before the disk is set to work on it.
+_FLUSH = 64 << 20
 _MAX_META = 16 << 20
-# torch.compile wraps the module, and every name under it gets this piece.
-_WRAPPER = re.compile(r"(^|\.)_orig_mod\.")
+# torch.compile wraps the module, and every name under it gets this piece, once for each time.
+_WRAPPER = re.compile(r"(?:^|(?<=\.))(?:_orig_mod\.)+")
 _CODES = {dtype: code for code, (dtype, _) in target_format.DTYPES.items()}
-_NO_KERNEL_COPY = {errno.ENOSYS, errno.EXDEV, errno.EINVAL, errno.EOPNOTSUPP, errno.EPERM, errno.EBADF, errno.ETXTBSY}
 
 
 @dataclass(frozen=True)
@@ -38,16 +41,6 @@ class Entry:
     name: str
     tensor: TensorInfo
     start: int
-
-
-@dataclass(frozen=True)
-class Alias:
-    """A name that shares the bytes of another; `offset` counts elements from where that one begins."""
-
-    name: str
-    of: str
-    tensor: TensorInfo
-    offset: int
 
 
 @dataclass(frozen=True)
@@ -85,7 +78,7 @@ def plan(file: TensorFile, metadata: dict[str, str]) -> Recipe:
     named = _renamed(file)
     for name, tensor in named:
         _refuse_inexpressible(file, name, tensor)
-    kept, aliases, notes = _untied(named)
+    kept, aliases, notes = untie(named)
     # Wide elements first, so that every tensor lies aligned; within a width in the order of the file.
     order = sorted(kept, key=lambda item: -item[1].itemsize)
     entries, at = [], 0
@@ -100,21 +93,21 @@ def plan(file: TensorFile, metadata: dict[str, str]) -> Recipe:
 def write(recipe: Recipe, target: str, replace: bool, advance: Advance) -> None:
     """Writes, syncs and proves the output before it takes the target's name. `advance` is told bytes done, twice
     the output's size in all: once written, once read back."""
-    with FileSource(recipe.source.path) as source:
-        if not replace and os.path.lexists(target):
-            raise Refused(f"{target} is there already", "--force replaces it")
-        with staged(target, replace) as descriptor:
-            os.ftruncate(descriptor, recipe.bytes)
-            os.pwrite(descriptor, recipe.header, 0)
-            digests = [_write_entry(source, entry, descriptor, len(recipe.header), advance) for entry in recipe.entries]
-            os.fsync(descriptor)
-            _prove(source, recipe, descriptor, digests, advance)
+    if not replace and os.path.lexists(target):
+        raise Refused(f"{target} is there already", "--force replaces it")
+    with FileSource(recipe.source.path) as source, staged(target, replace) as out:
+        os.ftruncate(out, recipe.bytes)
+        _write_at(out, memoryview(recipe.header), 0)
+        digests = _write_tensors(source, recipe, out, advance)
+        _check_source(source, recipe, digests)
+        os.fsync(out)
+        _read_back(recipe, out, digests, advance)
 
 
 def _renamed(file: TensorFile) -> list[tuple[str, TensorInfo]]:
     named: dict[str, TensorInfo] = {}
     for tensor in file.tensors:
-        name = _WRAPPER.sub(r"\1", tensor.name)
+        name = _WRAPPER.sub("", tensor.name)
         if name in named:
             raise CkptError(f"{file.path}: two of its tensors would be called {name!a}")
         named[name] = tensor
@@ -125,6 +118,8 @@ def _refuse_inexpressible(file: TensorFile, name: str, tensor: TensorInfo) -> No
     reason = readable(tensor)
     if not reason and tensor.dtype not in _CODES:
         reason = f"safetensors has no {tensor.dtype}"
+    if not reason and tensor.dtype == "float4_e2m1fn_x2" and not tensor.shape:
+        reason = "safetensors has no pair of halves without a dimension"
     if not reason and (name == "__metadata__" or (not name.isprintable() and _lone_surrogate(name))):
         reason = "safetensors cannot hold its name"
     if reason:
@@ -135,59 +130,6 @@ def _lone_surrogate(name: str) -> bool:
     return any(0xD800 <= ord(character) < 0xE000 for character in name)
 
 
-def _untied(
-    named: Sequence[tuple[str, TensorInfo]],
-) -> tuple[list[tuple[str, TensorInfo]], list[Alias], list[str]]:
-    """What is written, what is an alias of something written, and what is shared but has to be written twice."""
-    by_storage: dict[str, list[tuple[str, TensorInfo]]] = {}
-    for name, tensor in named:
-        if tensor.storage and tensor.bytes:
-            by_storage.setdefault(tensor.storage.name, []).append((name, tensor))
-    aliases: dict[str, Alias] = {}
-    notes = []
-    for group in by_storage.values():
-        if len(group) == 1:
-            continue
-        # The widest contiguous view can stand for all within it; of equals the first in the file.
-        hosts: list[tuple[str, TensorInfo]] = []
-        for name, tensor in sorted(group, key=lambda item: (not is_contiguous(item[1]), -item[1].bytes)):
-            host = next((h for h in hosts if _within(tensor, h[1])), None)
-            if host:
-                shift = tensor.offset * tensor.itemsize - host[1].offset * host[1].itemsize
-                aliases[name] = Alias(name, host[0], tensor, shift // tensor.itemsize)
-                continue
-            if any(_overlap(tensor, other) for _, other in hosts):
-                notes.append(f"{name} shares some bytes with another tensor; they are written twice")
-            hosts.append((name, tensor))
-    kept = [(name, tensor) for name, tensor in named if name not in aliases]
-    return kept, [aliases[name] for name, _ in named if name in aliases], notes
-
-
-def _span(tensor: TensorInfo) -> tuple[int, int]:
-    """First and last byte of a view within its storage, the last excluded."""
-    first = tensor.offset * tensor.itemsize
-    return first, first + (1 + sum((n - 1) * s for n, s in zip(tensor.shape, tensor.stride))) * tensor.itemsize
-
-
-def _within(tensor: TensorInfo, host: TensorInfo) -> bool:
-    """Whether a view can be had from the bytes that `host` leaves in the output."""
-    if tensor.swapped or host.swapped or tensor.signs or host.signs:
-        return (tensor.dtype, tensor.offset, tensor.shape, tensor.stride, tensor.signs) == (
-            host.dtype, host.offset, host.shape, host.stride, host.signs
-        )  # fmt: skip
-    if not is_contiguous(host):
-        return (tensor.dtype, tensor.offset, tensor.shape, tensor.stride) == (
-            host.dtype, host.offset, host.shape, host.stride
-        )  # fmt: skip
-    (first, last), (begin, end) = _span(tensor), _span(host)
-    return begin <= first and last <= end and (first - begin) % tensor.itemsize == 0
-
-
-def _overlap(one: TensorInfo, other: TensorInfo) -> bool:
-    (first, last), (begin, end) = _span(one), _span(other)
-    return first < end and begin < last
-
-
 def _header(
     file: TensorFile,
     named: Sequence[tuple[str, TensorInfo]],
@@ -196,8 +138,13 @@ def _header(
     metadata: dict[str, str],
 ) -> bytes:
     """Length and JSON of the header, padded to 8 bytes; names in the order of the source."""
-    notes = {"format": "pt", **metadata}
-    if file.values:
+    # What a safetensors file says of itself stays what it says of itself.
+    own = file.container == target_format.NAME
+    kept = {name.removeprefix("__metadata__."): value for name, value in file.values.items()} if own else {}
+    # A path that is no UTF-8 has lone surrogates, which a header cannot hold.
+    given = {name: value.encode("utf-8", "backslashreplace").decode() for name, value in metadata.items()}
+    notes = {"format": "pt", **kept, **given}
+    if file.values and not own:
         notes["ckpt.values"] = json.dumps(file.values)
     if aliases:
         notes["ckpt.aliases"] = json.dumps(
@@ -227,49 +174,31 @@ def _header(
     return len(text).to_bytes(8, "little") + text
 
 
-def _whole(tensor: TensorInfo) -> Storage | None:
-    """The storage when the tensor is all of it, byte by byte, and a CRC32 was written with it."""
-    storage = tensor.storage
-    if storage and storage.crc32 is not None and tensor.offset == 0 and tensor.bytes == storage.bytes:
-        return storage if is_contiguous(tensor) else None
-    return None
+def _write_tensors(source: FileSource, recipe: Recipe, out: int, advance: Advance) -> list[int]:
+    """Writes every tensor; returns the CRC32 of the bytes of each, as they were read."""
+    at = flushed = len(recipe.header)
+    digests = []
+    for entry in recipe.entries:
+        digest = 0
+        for block in blocks(source, entry.tensor):
+            digest = crc32(block, digest)
+            _write_at(out, block, at)
+            at += len(block)
+            advance(len(block))
+            if at - flushed >= _FLUSH:
+                _start_writing(out, flushed, at - flushed)
+                flushed = at
+        digests.append(digest)
+    return digests
 
 
-def _write_entry(source: FileSource, entry: Entry, out: int, base: int, advance: Advance) -> int | None:
-    """Writes one tensor; returns the CRC32 of its bytes where they passed through here, else None."""
-    tensor, at = entry.tensor, base + entry.start
-    if is_contiguous(tensor) and tensor.file_offset is not None:
-        _copy(source, tensor.file_offset, out, at, tensor.bytes, advance)
-        return None
-    value = 0
-    for block in blocks(source, tensor):
-        value = crc32(block, value)
-        _write_at(out, block, at)
-        at += len(block)
-        advance(len(block))
-    return value
+def _start_writing(out: int, start: int, length: int) -> None:
+    """Has the kernel begin to write a finished range to the disk, so that the fsync at the end has little left.
 
-
-def _copy(source: FileSource, start: int, out: int, at: int, length: int, advance: Advance) -> None:
-    """A byte range from file to file inside the kernel, or through a buffer where the kernel cannot."""
-    done = 0
-    try:
-        while done < length:
-            count = os.copy_file_range(source.descriptor, out, min(_COPY_STEP, length - done), start + done, at + done)
-            if not count:
-                raise Damaged(f"{source.path} ends before byte {start + length}, where a part of it should be")
-            done += count
-            advance(count)
-    except (AttributeError, OSError) as error:
-        if isinstance(error, OSError) and error.errno not in _NO_KERNEL_COPY:
-            raise
-        buffer = memoryview(bytearray(min(BLOCK, length - done)))
-        while done < length:
-            view = buffer[: min(len(buffer), length - done)]
-            source.read_into(start + done, view)
-            _write_at(out, view, at + done)
-            done += len(view)
-            advance(len(view))
+    That is what Linux makes of this advice for pages that are not yet written; they stay in memory meanwhile.
+    """
+    if hasattr(os, "posix_fadvise"):
+        os.posix_fadvise(out, start, length, os.POSIX_FADV_DONTNEED)
 
 
 def _write_at(out: int, data: memoryview, at: int) -> None:
@@ -278,26 +207,30 @@ def _write_at(out: int, data: memoryview, at: int) -> None:
         done += os.pwrite(out, data[done:], at + done)
 
 
-def _prove(source: FileSource, recipe: Recipe, out: int, digests: Sequence[int | None], advance: Advance) -> None:
-    """Reads the output back: its header by the format's rules, every range and source record by its CRC32."""
+def _check_source(source: FileSource, recipe: Recipe, digests: Sequence[int]) -> None:
+    """Raises Damaged where a record of the source does not have the CRC32 that was written with it.
+
+    A tensor that is all of its record has passed through here already; else the record is read once more.
+    """
+    checked: set[str] = set()
+    for entry, digest in zip(recipe.entries, digests):
+        storage = entry.tensor.storage
+        if storage is None or storage.name in checked:
+            continue
+        whole = is_contiguous(entry.tensor) and entry.tensor.bytes == storage.bytes
+        if not whole or digest != storage.crc32:
+            check_storage(source, storage)
+        checked.add(storage.name)
+
+
+def _read_back(recipe: Recipe, out: int, digests: Sequence[int], advance: Advance) -> None:
+    """Reads the output: its header by the format's rules, every range by its CRC32."""
     with FileSource(f"/dev/fd/{out}") as written:
         written.path = "the output"
         if len(target_format.read(written).tensors) != len(recipe.entries):
             raise CkptError("the output does not read back as it was written")
-        checked: set[str] = set()
         for entry, digest in zip(recipe.entries, digests):
-            tensor, storage = entry.tensor, entry.tensor.storage
-            found = range_crc32(written, len(recipe.header) + entry.start, tensor.bytes, advance)
-            recorded = _whole(tensor)
-            if storage and not recorded and storage.name not in checked:
-                check_storage(source, storage)
-                checked.add(storage.name)
-            if recorded and found != recorded.crc32:
-                check_storage(source, recorded)
-            expected = recorded.crc32 if recorded else digest
-            if expected is None:
-                expected = range_crc32(source, tensor.file_offset or 0, tensor.bytes) if tensor.bytes else 0
-            if found != expected:
+            if range_crc32(written, len(recipe.header) + entry.start, entry.tensor.bytes, advance) != digest:
                 raise CkptError(f"tensor {entry.name!a} was not written as it was read: disk or memory is at fault")
 
 

@@ -39,8 +39,8 @@ def convert(
 ) -> int:
     """Write a checkpoint's model, or any `.pt` file, as safetensors.
 
-    The bytes are copied inside the kernel, the source's CRC32 is checked, and every range written is read back.
-    Without -o the output lies beside the model, as <model stem>.safetensors.
+    Needs no torch and no more memory than a buffer. The source's CRC32 is checked, and every range written is
+    read back. Without -o the output lies beside the model, as <model stem>.safetensors.
 
     \b
     examples:

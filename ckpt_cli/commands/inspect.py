@@ -136,7 +136,8 @@ def _tensors(query: Query, part: str | None, pattern: str | None, sort: str, has
         out.emit_lines(tensor.name for _, tensor in listed)
         return 0
     columns = [Column("TENSOR"), Column("DTYPE"), Column("SHAPE"), Column("SIZE", right=True), Column("STORAGE")]
-    rows = [_row(tensor, _sharing(listed)) for _, tensor in listed]
+    uses = _sharing(listed)
+    rows = [_row(tensor, uses) for _, tensor in listed]
     if hashes:
         columns.append(Column("SHA256"))
         rows = [[*row, digests.get(id(tensor)) or "-"] for row, (_, tensor) in zip(rows, listed)]

@@ -154,7 +154,7 @@ def _parts(checkpoint: Checkpoint) -> str:
 
 
 def _list_trash(root: str, runs: tuple[str, ...], chosen: out.Format) -> int:
-    from ckpt_cli.removal import operations
+    from ckpt_cli.journal import operations
 
     found = [operation for run in runs for operation in operations(run)]
     if chosen == "json":

@@ -15,6 +15,7 @@ from ckpt_cli.checkpoint import Checkpoint, pick_metric
 from ckpt_cli.commands import options
 from ckpt_cli.discover import GRACE_SECONDS
 from ckpt_cli.errors import CkptError, NotFound, Refused
+from ckpt_cli.journal import Removal, new_id, operations
 from ckpt_cli.layouts import layout_named, layouts
 from ckpt_cli.retain import Plan, Rules, RunPlan, keep_last, settled_plan
 from ckpt_cli.selector import Query
@@ -127,34 +128,23 @@ def _decide(plan: Plan, dry_run: bool, trash: bool, yes: bool, chosen: out.Forma
 
 def _carry_out(plan: Plan, trash: bool, yes: bool, chosen: out.Format) -> int:
     """Locks every run of the plan, makes sure that nothing has changed, and removes."""
-    id = removal.new_id()
-    stayed: list[tuple[str, str]] = []
-    freed = 0
-    gone: set[str] = set()
+    id = new_id()
     groups = [group for group in plan.groups if group.remove]
+
+    def without_journal(run: str) -> bool:
+        out.warning(f"there is no room for a journal in {run}: the disk is full")
+        return out.confirm(f"delete from {run} without a journal, with no way to undo?", yes)
+
     with ExitStack() as locks:
         for group in groups:
             if not locks.enter_context(locked(group.dir)):
                 out.warning(f"{group.dir} is on a file system without locks: no other ckpt must be at work there")
         removal.unchanged(kept.checkpoint for group in groups for kept in group.keep)
-        planned = [(group, _removals(group)) for group in groups]
-        for group, removals in planned:
-            try:
-                outcome = removal.remove(group.dir, removals, id, trash)
-            except removal.NoRoom as full:
-                out.warning(full.message)
-                if not out.confirm(f"delete from {group.dir} without a journal, with no way to undo?", yes):
-                    stayed.append((group.dir, "declined without a journal"))
-                    continue
-                outcome = removal.remove_unjournalled(group.dir, removals)
-            except OSError as error:
-                stayed.append((group.dir, error.strerror or str(error)))
-                continue
-            stayed += outcome.stayed
-            freed += outcome.freed
-            gone.update(outcome.done)
-    for path, why in stayed:
+        planned = [(group.dir, _removals(group)) for group in groups]
+        outcome = removal.remove(planned, id, trash, without_journal)
+    for path, why in outcome.stayed:
         out.warning(f"{path} could not go: {why}")
+    gone = set(outcome.done)
     done = [checkpoint for checkpoint in plan.removed if checkpoint.ref in gone]
     if chosen != "json":
         size = text.size(sum(part.bytes for checkpoint in done for part in checkpoint.parts))
@@ -164,11 +154,11 @@ def _carry_out(plan: Plan, trash: bool, yes: bool, chosen: out.Format) -> int:
             out.say(
                 f"hint: `ckpt prune --undo --id {id}` brings them back, `ckpt prune --purge --id {id}` deletes them"
             )
-    _report(chosen, plan, False, freed, id if trash and done else None, stayed)
-    return 3 if stayed else 0
+    _report(chosen, plan, False, outcome.freed, id if trash and done else None, outcome.stayed)
+    return 3 if outcome.stayed else 0
 
 
-def _removals(group: RunPlan) -> list[removal.Removal]:
+def _removals(group: RunPlan) -> list[Removal]:
     return [removal.plan_removal(c, layout_named(c.layout).REMOVAL_ORDER) for c in group.remove]
 
 
@@ -176,24 +166,29 @@ def _recovered(query: Query, again: Callable[[], Query]) -> Query:
     """The query after earlier operations of its runs, if one was cut off, are settled."""
     said = []
     for run in query.trash:
-        if any(operation.state != "trash" for operation in removal.operations(run)):
+        found = operations(run)
+        if not found or any(operation.state != "trash" for operation in found):
             with locked(run):
                 said += removal.recover(run)
     for message in said:
         out.note(message)
-    return again() if said else query
+    if not said:
+        return query
+    try:
+        return again()
+    except CkptError as gone:
+        raise NotFound(f"now that this is settled, {gone.message}") from gone
 
 
 def _settle(query: Query, id: str | None, purge: bool, yes: bool, chosen: out.Format) -> int:
     """--undo and --purge: the latest operation of the runs that are meant, or the one named."""
     options.name_root(query)
-    found = [operation for run in query.trash for operation in removal.operations(run)]
+    found = [operation for run in query.trash for operation in operations(run)]
     wanted = id or max((operation.id for operation in found), default=None)
     found = [operation for operation in found if operation.id == wanted]
     if not found:
         what = f"there is no operation {id} in the trash" if id else "there is nothing in the trash"
         raise (CkptError if id else NotFound)(f"{what} of {query.root.path}", "`ckpt list --trash` shows what is there")
-    options.name_root(query)
     count = text.count(sum(len(operation.refs) for operation in found), "checkpoint")
     if purge and not out.confirm(f"delete {count} of {wanted} for good?", yes):
         out.error(CkptError("declined: nothing was deleted"))

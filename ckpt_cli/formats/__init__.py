@@ -7,6 +7,7 @@ reads through a `ByteSource`, so that a remote object is one more class.
 from __future__ import annotations
 
 import os
+import stat
 import sys
 from functools import cache
 from typing import Protocol, cast
@@ -58,10 +59,15 @@ class FileSource:
     def __init__(self, path: str) -> None:
         self.path = path
         try:
-            self.descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
-            self.size = os.fstat(self.descriptor).st_size
+            # Not blocking: to open a pipe would wait for somebody to write to it.
+            self.descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_NONBLOCK", 0))
         except OSError as error:
             raise CkptError(f"{path} cannot be opened: {error.strerror}") from error
+        status = os.fstat(self.descriptor)
+        self.size = status.st_size
+        if not stat.S_ISREG(status.st_mode):
+            self.close()
+            raise CkptError(f"{path} is no regular file")
 
     def read_at(self, offset: int, length: int) -> bytes:
         data = b"" if offset < 0 or offset + length > self.size else os.pread(self.descriptor, length, offset)

@@ -11,99 +11,22 @@ from __future__ import annotations
 import codecs
 import struct
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from ckpt_cli.errors import CkptError
+from ckpt_cli.formats._inert import Global, Malformed, Opaque, RunsCode, checked_key, runs_code
+
+# 2467 digits: Python itself refuses to write out numbers of more than 4300.
+_MAX_LONG_BYTES = 1024
+_MAX_NAME = 1000
 
 
-class Malformed(CkptError):
-    """The stream is no valid pickle, or none of a checkpoint."""
-
-
-class RunsCode(CkptError):
-    """The stream names something whose call would run code. Nothing was imported or called."""
-
-    def __init__(self, name: str) -> None:
-        super().__init__(f"it would run code when unpickled: it names {name!a}", "do not load this file")
-        self.name = name
-
-
-class Global:
-    """A name the tables do not know. Compares and hashes by identity."""
-
-    __slots__ = ("name",)
-
-    def __init__(self, name: str) -> None:
-        self.name = name
-
-
-class Opaque:
-    """What an unknown class or function would have made: its name, arguments, state and contents."""
-
-    __slots__ = ("args", "elements", "items", "name", "state")
-
-    def __init__(self, name: str, args: Any) -> None:
-        self.name = name
-        self.args = args
-        self.state: Any = None
-        self.items: dict[Any, Any] = {}
-        self.elements: list[Any] = []
-
-
-# Modules of which a checkpoint needs nothing, and whose functions run code, reach files or other processes.
-_CODE_MODULES = frozenset(
-    """
-    os posix posixpath nt ntpath subprocess sys importlib runpy pickle cPickle dill cloudpickle joblib
-    marshal shelve socket shutil pty commands popen2 code codeop ctypes cffi multiprocessing threading
-    asyncio concurrent signal tempfile webbrowser pdb bdb timeit profile cProfile trace doctest idlelib pip
-    setuptools distutils venv ensurepip platform http urllib urllib2 requests httplib ftplib smtplib
-    telnetlib xmlrpc aiohttp zipimport pkgutil pydoc sqlite3 fileinput gc inspect linecache site io
-    logging.config numpy.testing numpy.f2py torch.hub torch.package torch.distributed.rpc
-    torch.utils.bottleneck torch.utils.cpp_extension torch.utils.collect_env torch.utils.model_zoo
-    """.split()
-)
-_CODE_NAMES = frozenset(
-    """
-    builtins.eval builtins.exec builtins.compile builtins.execfile builtins.open builtins.file
-    builtins.getattr builtins.setattr builtins.delattr builtins.__import__ builtins.input builtins.raw_input
-    builtins.breakpoint builtins.globals builtins.locals builtins.apply builtins.help builtins.exit
-    builtins.quit builtins.reload operator.attrgetter operator.methodcaller functools.reduce types.CodeType
-    types.FunctionType codecs.open torch.load torch.save torch.compile torch.serialization.load
-    torch.jit.load torch.jit._serialization.load torch.ops.load_library torch.classes.load_library
-    torch.storage._load_from_bytes numpy.load numpy.fromfile numpy.memmap numpy.lib.npyio.load
-    pandas.read_pickle pandas.io.pickle.read_pickle
-    """.split()
-)
-# How Python 2 and the C accelerators spell modules.
-_SPELLINGS = {"__builtin__": "builtins", "__builtins__": "builtins", "_io": "io", "_operator": "operator"}
-
-
-def runs_code(name: str) -> bool:
-    """Whether calling the dotted `name` could do more than build a value.
-
-    Every module on the way counts, also one reached through another (`torch.serialization.os.system`).
-    """
-    first, *rest = name.split(".")
-    pieces = [_SPELLINGS.get(first, first), *rest]
-    prefixes = {".".join(pieces[:end]) for end in range(1, len(pieces) + 1)}
-    on_the_way = {piece.lstrip("_") for piece in pieces[:-1]}
-    return bool(prefixes & _CODE_NAMES or prefixes & _CODE_MODULES or on_the_way & _CODE_MODULES)
-
-
-_MAX_LONG_BYTES = 4096
-_MAX_KEY_DEPTH = 8
-_SCALARS = (str, int, float, bool, bytes, type(None), complex)
-
-
-class Loaded:
+class Loaded(NamedTuple):
     """The value, the unknown names met on the way, and where in the data the pickle ended."""
 
-    __slots__ = ("end", "globals", "value")
-
-    def __init__(self, value: Any, names: list[str], end: int) -> None:
-        self.value = value
-        self.globals = names
-        self.end = end
+    value: Any
+    globals: list[str]
+    end: int
 
 
 def load(
@@ -123,7 +46,7 @@ def load(
         return machine.run()
     except CkptError:
         raise
-    except (IndexError, KeyError, TypeError, ValueError, struct.error, OverflowError, AttributeError) as error:
+    except (LookupError, TypeError, ValueError, ArithmeticError, AttributeError, RecursionError, struct.error) as error:
         # Operands that do not fit the opcode: an empty stack, an unset memo slot, a call with wrong arguments.
         raise Malformed(f"its pickle breaks off at byte {machine.at}: {_reason(error)}") from error
 
@@ -209,6 +132,8 @@ class _Machine:
 
     def name(self, module: str, name: str) -> None:
         full = f"{module}.{name}"
+        if len(full) > _MAX_NAME:
+            raise Malformed(f"its pickle has a name of {len(full)} characters at byte {self.at}")
         if full in self.constants:
             self.stack.append(self.constants[full])
             return
@@ -228,16 +153,6 @@ class _Machine:
         return function(*args) if function else Opaque(callee.name, args)
 
 
-def _key(key: Any, depth: int = 0) -> Any:
-    """A value fit to be a dictionary key or set element: hashing a deeply nested tuple would exhaust the C stack."""
-    if type(key) is tuple and depth < _MAX_KEY_DEPTH:
-        for item in key:
-            _key(item, depth + 1)
-    elif not isinstance(key, (*_SCALARS, Global, Opaque)):
-        raise Malformed(f"its pickle uses a {type(key).__name__} as a key")
-    return key
-
-
 def _set_items(machine: _Machine, target: Any, items: list[Any]) -> None:
     store = target.items if isinstance(target, Opaque) else target
     if type(store) is not dict:
@@ -246,10 +161,11 @@ def _set_items(machine: _Machine, target: Any, items: list[Any]) -> None:
         raise Malformed(f"its pickle sets a key without a value at byte {machine.at}")
     for index in range(0, len(items), 2):
         key = items[index]
-        store[key if type(key) is str else _key(key)] = items[index + 1]
+        store[key if type(key) is str else checked_key(key)] = items[index + 1]
 
 
-def _append(machine: _Machine, target: Any, items: list[Any]) -> None:
+def _append(machine: _Machine, items: list[Any]) -> None:
+    target = machine.stack[-1]
     store = target.elements if isinstance(target, Opaque) else target
     if type(store) is not list:
         raise Malformed(f"its pickle appends to a {type(target).__name__} at byte {machine.at}")
@@ -379,16 +295,6 @@ def _string_text(machine: _Machine) -> str:
     return codecs.escape_decode(text[1:-1])[0].decode("latin-1")
 
 
-def _append_one(machine: _Machine) -> None:
-    item = machine.stack.pop()
-    _append(machine, machine.stack[-1], [item])
-
-
-def _append_many(machine: _Machine) -> None:
-    items = machine.pop_mark()
-    _append(machine, machine.stack[-1], items)
-
-
 def _set_one(machine: _Machine) -> None:
     value = machine.stack.pop()
     key = machine.stack.pop()
@@ -406,7 +312,7 @@ def _add_many(machine: _Machine) -> None:
     if isinstance(target, Opaque):
         target.elements.extend(items)
     elif isinstance(target, set):
-        target.update(_key(item) for item in items)
+        target.update(checked_key(item) for item in items)
     else:
         raise Malformed(f"its pickle adds to a {type(target).__name__} at byte {machine.at}")
 
@@ -443,7 +349,7 @@ _HANDLERS: dict[int, Callable[[_Machine], None]] = {
     0x53: _pushing(_string_text),  # STRING
     0x54: _pushing(lambda m: m.sized(4).decode("latin-1")),  # BINSTRING
     0x55: _pushing(lambda m: m.sized(1).decode("latin-1")),  # SHORT_BINSTRING
-    0x56: _pushing(lambda m: m.line().decode("raw-unicode-escape")),  # UNICODE
+    0x56: _pushing(lambda m: codecs.raw_unicode_escape_decode(m.line())[0]),  # UNICODE
     0x58: _pushing(lambda m: _text(m.sized(4))),  # BINUNICODE
     0x8C: _pushing(lambda m: _text(m.sized(1))),  # SHORT_BINUNICODE
     0x8D: _pushing(lambda m: _text(m.sized(8))),  # BINUNICODE8
@@ -459,15 +365,15 @@ _HANDLERS: dict[int, Callable[[_Machine], None]] = {
     0x87: _tuple_of(3),
     0x5D: _pushing(lambda m: []),  # EMPTY_LIST
     0x6C: _pushing(lambda m: m.pop_mark()),  # LIST
-    0x61: _append_one,
-    0x65: _append_many,
+    0x61: lambda m: _append(m, [m.stack.pop()]),
+    0x65: lambda m: _append(m, m.pop_mark()),
     0x7D: _pushing(lambda m: {}),  # EMPTY_DICT
     0x64: _pushing(_dictionary),  # DICT
     0x73: _set_one,
     0x75: _set_many,
     0x8F: _pushing(lambda m: set()),  # EMPTY_SET
     0x90: _add_many,
-    0x91: _pushing(lambda m: frozenset(_key(item) for item in m.pop_mark())),  # FROZENSET
+    0x91: _pushing(lambda m: frozenset(checked_key(item) for item in m.pop_mark())),  # FROZENSET
     # memo
     0x67: _pushing(lambda m: m.memo[_integer(m.line())]),  # GET
     0x68: _pushing(lambda m: m.memo[m.take(1)[0]]),  # BINGET

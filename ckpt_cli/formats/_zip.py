@@ -20,6 +20,8 @@ _LOCATOR64 = struct.Struct("<4sLQL")
 _CENTRAL = struct.Struct("<4s6H3L5H2L")
 _LOCAL = struct.Struct("<4s5H3L2H")
 _MAX_COMMENT = 65535
+# What stands in an end record for a count, size or place that only its zip64 record can hold.
+_FULL = (0xFFFF, 0xFFFFFFFF, 0xFFFFFFFF)
 # 10 million records would be 100,000 times what a large model has.
 _MAX_DIRECTORY = 1 << 30
 _MAX_RATIO = 200
@@ -56,11 +58,15 @@ def read_archive(source: ByteSource) -> Archive:
     end = tail_start + found
     _, disk, first_disk, _, count, size, start, comment = _END.unpack_from(tail, found)
     notes = []
+    if end + _END.size + comment > source.size:
+        raise Damaged(f"{source.path} is truncated: it ends within the comment of its zip archive")
     if end + _END.size + comment != source.size:
         notes.append(f"{source.size - end - _END.size - comment} bytes follow the end of the zip archive")
     stop = end
     wide = _wide_end(source, end)
     if wide:
+        if any(short not in (long, top) for short, long, top in zip((count, size, start), wide[1:], _FULL)):
+            raise CkptError(f"{source.path} breaks the zip format: its two end records contradict each other")
         stop, count, size, start = wide
         disk = first_disk = 0
     if disk or first_disk or start + size != stop or size > _MAX_DIRECTORY:
@@ -84,7 +90,7 @@ def _wide_end(source: ByteSource, end: int) -> tuple[int, int, int, int] | None:
     if place + _END64.size > end:
         raise CkptError(f"{source.path} breaks the zip format: its zip64 end record lies outside the file")
     fields = _END64.unpack(source.read_at(place, _END64.size))
-    if fields[0] != b"PK\6\6":
+    if fields[0] != b"PK\6\6" or place + 12 + fields[1] != end - _LOCATOR64.size:
         raise CkptError(f"{source.path} breaks the zip format: its zip64 end record is not one")
     return place, fields[7], fields[8], fields[9]
 

@@ -8,6 +8,8 @@ end where the file ends.
 from __future__ import annotations
 
 import json
+import math
+from collections import Counter
 from typing import Any
 
 from ckpt_cli.checkpoint import Storage, TensorFile, TensorInfo
@@ -17,7 +19,9 @@ from ckpt_cli.formats._dtypes import ITEMSIZE
 
 NAME = "safetensors"
 MAX_HEADER = 100_000_000
+_MAX_DEPTH = 127
 _U64 = 2**64
+_FIELDS = ("dtype", "shape", "data_offsets")
 # safetensors' name -> torch's, and bits per element as the header counts them.
 DTYPES = {
     "BOOL": ("bool", 8),
@@ -48,7 +52,7 @@ DTYPES = {
 def matches(head: bytes, size: int) -> bool:
     """A plausible header length and a `{` behind it; the reader takes blanks before the brace."""
     length = int.from_bytes(head[:8], "little")
-    return len(head) > 8 and length <= MAX_HEADER and head[8:].lstrip(b" \t\r\n")[:1] == b"{"
+    return len(head) > 8 and length <= MAX_HEADER and head[8:].lstrip(b" \t\r\n")[:1] in (b"{", b"")
 
 
 def check(source: ByteSource) -> None:
@@ -58,6 +62,8 @@ def check(source: ByteSource) -> None:
 
 def read(source: ByteSource) -> TensorFile:
     header, start = _header(source)
+    if "__metadata__" in _twice(header):
+        raise _broken(source, "its __metadata__ stands twice")
     metadata = header.pop("__metadata__", None)
     if metadata is not None and not (
         isinstance(metadata, dict) and all(isinstance(value, str) for value in metadata.values())
@@ -77,7 +83,9 @@ def read(source: ByteSource) -> TensorFile:
     for first, last, name, dtype, shape, itemsize in placed:
         storage = Storage(name, source.path, start + first, last - first)
         storages.append(storage)
-        tensors.append(TensorInfo(name or "<root>", dtype, shape, _strides(shape), 0, itemsize, storage))
+        # torch has no floats of six bits, and none of four in odd number: their bytes are no elements of ours.
+        form = "strided" if math.prod(shape) * itemsize == last - first else f"packed {dtype}"
+        tensors.append(TensorInfo(name or "<root>", dtype, shape, contiguous_stride(shape), 0, itemsize, storage, form))
     values = {"__metadata__." + key: value for key, value in (metadata or {}).items()}
     return TensorFile(source.path, NAME, tuple(tensors), values, storages=tuple(storages))
 
@@ -94,23 +102,61 @@ def _header(source: ByteSource) -> tuple[dict[str, Any], int]:
         text = source.read_at(8, length).decode()
         if text.startswith("\ufeff"):
             raise ValueError("it begins with a byte order mark")
-        header = json.loads(text, object_pairs_hook=_pairs, parse_constant=_no_constant)
+        header = json.loads(
+            text, object_pairs_hook=_pairs, parse_constant=_no_constant, parse_int=_integer, parse_float=_number
+        )
+        if "\\ud" in text.lower():
+            json.dumps(header, ensure_ascii=False).encode()  # a lone surrogate is no text: a ValueError
     except RecursionError as error:
         raise _broken(source, "its header is nested too deep") from error
     except ValueError as error:
         raise _broken(source, f"its header is not JSON: {error}") from error
     if not isinstance(header, dict):
         raise _broken(source, "its header is not a JSON object")
+    # Three brackets a tensor; only far more of them can be nested as deep as the library refuses.
+    if text.count("{") + text.count("[") > 3 * len(header) + _MAX_DEPTH // 2 and _depth(header) > _MAX_DEPTH:
+        raise _broken(source, "its header is nested too deep")
     return header, 8 + length
 
 
+class _Repeated(dict[str, Any]):
+    """An object with keys that stood twice. The later one wins, as in the library, where it does not refuse it."""
+
+    twice: frozenset[str] = frozenset()
+
+
 def _pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Later tensors of a name win, as in the library; a second `__metadata__` is refused, as there."""
-    if sum(key == "__metadata__" for key, _ in pairs) > 1:
-        raise ValueError("__metadata__ stands twice")
-    for key, _ in pairs:
-        key.encode()  # a lone surrogate is no text: UnicodeEncodeError is a ValueError
-    return dict(pairs)
+    made = dict(pairs)
+    if len(made) == len(pairs):
+        return made
+    repeated = _Repeated(made)
+    repeated.twice = frozenset(key for key, times in Counter(key for key, _ in pairs).items() if times > 1)
+    return repeated
+
+
+def _twice(value: dict[str, Any]) -> frozenset[str]:
+    return value.twice if isinstance(value, _Repeated) else frozenset()
+
+
+def _depth(value: Any) -> int:
+    level, depth = [value], 0
+    while level:
+        depth += 1
+        inner = [child for item in level for child in (item.values() if isinstance(item, dict) else item)]
+        level = [child for child in inner if isinstance(child, (dict, list))]
+    return depth
+
+
+def _integer(text: str) -> int | float:
+    """Minus zero, and what no u64 holds, are floating-point numbers to the library."""
+    return _number(text) if text == "-0" or len(text) > 20 else int(text)
+
+
+def _number(text: str) -> float:
+    number = float(text)
+    if math.isinf(number):
+        raise ValueError("a number is out of range")
+    return number
 
 
 def _no_constant(name: str) -> Any:
@@ -121,7 +167,9 @@ def _tensor(source: ByteSource, name: str, entry: Any) -> tuple[int, int, str, s
     """First and last byte, name, torch dtype, shape and bytes per element of one header entry."""
     if not isinstance(entry, dict):
         raise _broken(source, f"tensor {name!a} is not described by an object")
-    code, shape, offsets = (entry.get(key) for key in ("dtype", "shape", "data_offsets"))
+    code, shape, offsets = (entry.get(key) for key in _FIELDS)
+    if _twice(entry) & set(_FIELDS):
+        raise _broken(source, f"tensor {name!a} is described twice over")
     if not isinstance(code, str) or code not in DTYPES:
         raise _broken(source, f"tensor {name!a} has the unknown dtype {str(code)!a}")
     if not isinstance(shape, list) or not all(type(size) is int and 0 <= size < _U64 for size in shape):
@@ -129,8 +177,8 @@ def _tensor(source: ByteSource, name: str, entry: Any) -> tuple[int, int, str, s
     if not isinstance(offsets, list) or len(offsets) != 2 or not all(type(n) is int and 0 <= n < _U64 for n in offsets):
         raise _broken(source, f"tensor {name!a} has no two data_offsets")
     dtype, bits = DTYPES[code]
-    total = bits
-    for size in shape:
+    total = 1
+    for size in (*shape, bits):
         total *= size
         if total >= _U64:
             raise _broken(source, f"the size of tensor {name!a} overflows")
@@ -141,7 +189,7 @@ def _tensor(source: ByteSource, name: str, entry: Any) -> tuple[int, int, str, s
     return offsets[0], offsets[1], name, dtype, tuple(shape), ITEMSIZE.get(dtype, 1)
 
 
-def _strides(shape: tuple[int, ...]) -> tuple[int, ...]:
+def contiguous_stride(shape: tuple[int, ...]) -> tuple[int, ...]:
     strides, step = [], 1
     for size in reversed(shape):
         strides.append(step)

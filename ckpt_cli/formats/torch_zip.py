@@ -12,13 +12,15 @@ from typing import Any
 
 from ckpt_cli.checkpoint import ForeignGlobal, Storage, TensorFile, TensorInfo
 from ckpt_cli.errors import CkptError, Damaged
-from ckpt_cli.formats import ByteSource, _pickle, _tree, _zip
+from ckpt_cli.formats import ByteSource, _inert, _pickle, _tree, _zip
 from ckpt_cli.formats._dtypes import ITEMSIZE, STORAGE_DTYPE
 
 NAME = "torch-zip"
 _MAX_PICKLE = 256 << 20
 _MAX_VERSION = 10
 _MAX_INT = 2**63 - 1
+# More than torch computes with, and a bound on what a tensor's description costs.
+_MAX_DIMENSIONS = 64
 
 
 class _Word(str):
@@ -99,10 +101,10 @@ class _Storages:
     def persistent(self, pid: Any) -> tuple[Storage, str | None]:
         """("storage", type, key, location, numel) -> the storage and the dtype that its type implies."""
         if type(pid) is not tuple or len(pid) != 5 or pid[0] != "storage":
-            raise _pickle.Malformed("its pickle refers to something outside that is no storage")
+            raise _inert.Malformed("its pickle refers to something outside that is no storage")
         _, kind, key, _, count = pid
         if not isinstance(kind, _Word) or not isinstance(key, str) or type(count) is not int or count < 0:
-            raise _pickle.Malformed("its pickle describes a storage that torch does not write")
+            raise _inert.Malformed("its pickle describes a storage that torch does not write")
         dtype = _STORAGE_WORDS.get(kind)
         need = count * (ITEMSIZE[dtype] if dtype else 1)
         storage = self.by_key.get(key)
@@ -134,16 +136,31 @@ def _view(
     source: _Storages | None, storage: Storage | None, dtype: str, offset: Any, shape: Any, stride: Any, form: str
 ) -> TensorInfo:
     """A checked strided view: nothing negative, nothing beyond its storage."""
-    sizes = (*shape, *stride, offset)
-    if len(shape) != len(stride) or any(type(n) is not int or not n >= 0 for n in sizes):
-        raise _pickle.Malformed("it has a tensor with a negative or odd size, stride or offset")
+    _check_sizes(shape)
+    _check_sizes((*stride, offset))
+    if len(shape) != len(stride):
+        raise _inert.Malformed("it has a tensor whose sizes and strides differ in number")
     itemsize = ITEMSIZE[dtype]
     if storage is not None and 0 not in shape:
         last = offset + sum((size - 1) * step for size, step in zip(shape, stride))
         if (last + 1) * itemsize > storage.bytes:
-            raise _pickle.Malformed(f"it has a tensor that reaches beyond its storage {storage.name}")
+            raise _inert.Malformed(f"it has a tensor that reaches beyond its storage {storage.name}")
     swapped = bool(source and source.swapped and itemsize > 1)
     return TensorInfo("", dtype, tuple(shape), tuple(stride), offset, itemsize, storage, form, swapped)
+
+
+def _check_sizes(sizes: Any) -> None:
+    if len(sizes) > _MAX_DIMENSIONS + 1:
+        raise _inert.Malformed(f"it has a tensor with more than {_MAX_DIMENSIONS} dimensions")
+    if any(type(size) is not int or not 0 <= size <= _MAX_INT for size in sizes):
+        raise _inert.Malformed("it has a tensor with a negative or odd size, stride or offset")
+
+
+def _place(storage: Any) -> tuple[Storage, str | None]:
+    """What a persistent id gave; a pickle can put anything else in its place."""
+    if not isinstance(storage, tuple) or len(storage) != 2 or not isinstance(storage[0], Storage):
+        raise _inert.Malformed("it has a tensor without a storage")
+    return storage
 
 
 def _tensor_functions(storages: _Storages) -> dict[str, Callable[..., Any]]:
@@ -152,22 +169,22 @@ def _tensor_functions(storages: _Storages) -> dict[str, Callable[..., Any]]:
     def v2(
         storage: Any, offset: Any, shape: Any, stride: Any, _grad: Any = None, _hooks: Any = None, marks: Any = None
     ) -> TensorInfo:
-        place, dtype = storage
+        place, dtype = _place(storage)
         return _marked(_view(storages, place, dtype or "uint8", offset, shape, stride, "strided"), marks)
 
     def v3(
         storage: Any, offset: Any, shape: Any, stride: Any, _grad: Any, _hooks: Any, dtype: Any, marks: Any = None
     ) -> TensorInfo:
-        return _marked(_view(storages, storage[0], _dtype(dtype), offset, shape, stride, "strided"), marks)
+        return _marked(_view(storages, _place(storage)[0], _dtype(dtype), offset, shape, stride, "strided"), marks)
 
     def quantized(storage: Any, offset: Any, shape: Any, stride: Any, *_: Any) -> TensorInfo:
-        place, dtype = storage
+        place, dtype = _place(storage)
         return _view(storages, place, dtype or "uint8", offset, shape, stride, "quantized")
 
     def from_type(function: Any, _kind: Any, args: Any, _state: Any) -> Any:
-        if isinstance(function, _pickle.Global) and function.name in table:
+        if isinstance(function, _inert.Global) and function.name in table and table[function.name] is not from_type:
             return table[function.name](*args)
-        return _pickle.Opaque("torch._tensor._rebuild_from_type_v2", (function, args))
+        return _inert.Opaque("torch._tensor._rebuild_from_type_v2", (function, args))
 
     table: dict[str, Callable[..., Any]] = {
         "torch._utils._rebuild_tensor": v2,
@@ -183,17 +200,17 @@ def _marked(tensor: TensorInfo, marks: Any) -> TensorInfo:
     """With the negation or conjugation that torch keeps as a mark instead of carrying it out."""
     marks = marks if isinstance(marks, dict) else {}
     if marks.get("conj") and marks.get("neg"):
-        raise _pickle.Malformed("it has a tensor that is marked as negated and conjugated at once")
+        raise _inert.Malformed("it has a tensor that is marked as negated and conjugated at once")
     if marks.get("conj"):
         return tensor._replace(signs="conjugated")
     return tensor._replace(signs="negated") if marks.get("neg") else tensor
 
 
 def _dtype(word: Any) -> str:
-    name = str(word).removeprefix("torch.")
-    if not isinstance(word, _Word) or name not in ITEMSIZE:
-        raise _pickle.Malformed("it has a tensor of a dtype that torch does not have")
-    return name
+    # The type first: the text of a list that holds itself many times over never ends.
+    if not isinstance(word, _Word) or word.removeprefix("torch.") not in ITEMSIZE:
+        raise _inert.Malformed("it has a tensor of a dtype that torch does not have")
+    return word.removeprefix("torch.")
 
 
 def _meta_tensor(dtype: Any, shape: Any, stride: Any, *_: Any) -> TensorInfo:
@@ -204,38 +221,64 @@ def _sparse(_layout: Any, data: Any) -> TensorInfo:
     """A sparse tensor, known by the dtype of its values and its size; its parts are not listed one by one."""
     shape = next((tuple(item) for item in reversed(data) if type(item) in (tuple, list)), ())
     values = [item for item in data if isinstance(item, TensorInfo)]
-    if not values or any(type(size) is not int or size < 0 for size in shape):
-        raise _pickle.Malformed("it has a sparse tensor without values")
+    _check_sizes(shape)
+    if not values:
+        raise _inert.Malformed("it has a sparse tensor without values")
     return TensorInfo("", values[-1].dtype, shape, (0,) * len(shape), 0, values[-1].itemsize, None, "sparse")
 
 
 def _ordered_dict(items: Any = ()) -> dict[Any, Any]:
     made: dict[Any, Any] = {}
     for key, value in items:
-        made[_pickle._key(key)] = value
+        made[_inert.checked_key(key)] = value
     return made
 
 
 def _encode(text: Any, encoding: Any = "latin-1") -> bytes:
     if not isinstance(text, str) or encoding not in ("latin1", "latin-1", "utf-8"):
-        raise _pickle.Malformed("it encodes text in a way that torch does not")
+        raise _inert.Malformed("it encodes text in a way that torch does not")
     return text.encode(encoding)
 
 
-# Calls that build a value from their arguments alone.
+def _bytes(data: Any = b"", encoding: Any = "latin-1") -> bytes:
+    return data if isinstance(data, bytes) else _encode(data, encoding)
+
+
+def _counter(items: Any = ()) -> dict[Any, Any]:
+    return _ordered_dict(items.items() if isinstance(items, dict) else items)
+
+
+def _named(name: Any, index: Any = None) -> str:
+    """A device or a layout: its name, and its number where it has one."""
+    if not isinstance(name, str) or not isinstance(index, (int, type(None))):
+        raise _inert.Malformed("it has a device or layout that torch does not have")
+    return name if index is None else f"{name}:{index}"
+
+
+def _set(items: Any = ()) -> set[Any]:
+    return {_inert.checked_key(item) for item in items}
+
+
+# Calls that build a value from their arguments alone. Protocol 2 spells modules as Python 2 did.
 _COMMON: dict[str, Callable[..., Any]] = {
     "torch._utils._rebuild_parameter": lambda data, *_: data,
     "torch._utils._rebuild_parameter_with_state": lambda data, *_: data,
     "torch._utils._rebuild_meta_tensor_no_storage": _meta_tensor,
     "torch._utils._rebuild_sparse_tensor": _sparse,
     "collections.OrderedDict": _ordered_dict,
-    "collections.Counter": lambda items=(): dict(items),
-    "builtins.set": lambda items=(): {_pickle._key(item) for item in items},
-    "__builtin__.set": lambda items=(): {_pickle._key(item) for item in items},
-    "builtins.complex": lambda real, imaginary=0: complex(real, imaginary),
+    "collections.Counter": _counter,
+    "builtins.set": _set,
+    "__builtin__.set": _set,
+    "builtins.frozenset": _set,
+    "__builtin__.frozenset": _set,
+    "builtins.complex": complex,
+    "__builtin__.complex": complex,
+    "builtins.bytearray": _bytes,
+    "__builtin__.bytearray": _bytes,
+    "__builtin__.bytes": lambda: b"",
     "torch.Size": lambda sizes=(): tuple(sizes),
-    "torch.device": lambda kind, index=None: f"{kind}" if index is None else f"{kind}:{index}",
-    "torch.serialization._get_layout": lambda name: str(name),
+    "torch.device": _named,
+    "torch.serialization._get_layout": _named,
     "_codecs.encode": _encode,
 }
 _STORAGE_WORDS: dict[str, str | None] = {f"torch.{name}Storage": dtype for name, dtype in STORAGE_DTYPE.items()}

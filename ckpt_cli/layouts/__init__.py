@@ -81,8 +81,11 @@ def read_json(path: str) -> Any:
     """
     name = os.path.basename(path)
     try:
-        with open(path, "rb") as file:
-            data = file.read(MAX_JSON_BYTES + 1)
+        # Unbuffered, in pieces: a read of the whole limit would allocate it for each of a thousand metas.
+        with open(path, "rb", buffering=0) as file:
+            data = file.read(1 << 16)
+            while len(data) >= 1 << 16 and (more := file.read(MAX_JSON_BYTES + 1 - len(data))):
+                data += more
         if len(data) > MAX_JSON_BYTES:
             raise CkptError(f"{name} is larger than {MAX_JSON_BYTES >> 20} MiB, too large for metadata")
         return json.loads(data)

@@ -1,0 +1,243 @@
+"""Times ckpt beside what one would use instead, as whole processes on generated files.
+
+    python benchmarks/bench.py [--data DIR] [--quick]
+
+Needs the packages that ckpt needs, and about 2.2 GB below DIR, which should be on a real disk: where a sync
+costs nothing, the comparison with `cp` and `sync` says nothing. Prints and judges nothing; README.md in this
+directory says what each line is.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+import resource
+import shlex
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import NamedTuple
+
+HERE = Path(__file__).resolve().parent
+BASELINES = [sys.executable, str(HERE / "baselines.py")]
+BARE_TYPER = """\
+import typer
+
+app = typer.Typer(rich_markup_mode=None, pretty_exceptions_enable=False)
+
+
+@app.command()
+def one() -> None:
+    print("one")
+
+
+@app.command()
+def two() -> None:
+    print("two")
+
+
+app()
+"""
+
+
+class Contestant(NamedTuple):
+    """A name for the table, the command, and the file that it writes, which goes between runs."""
+
+    name: str
+    command: Sequence[str]
+    output: Path | None = None
+
+
+class Result(NamedTuple):
+    """Seconds of each run, and the largest resident memory of any, in bytes."""
+
+    name: str
+    seconds: list[float]
+    peak: int
+
+    @property
+    def best(self) -> float:
+        return min(self.seconds)
+
+
+def ckpt_command() -> list[str]:
+    """The installed script beside this interpreter; without one, the package of this repository."""
+    script = Path(sys.executable).with_name("ckpt")
+    return [str(script)] if script.exists() else [sys.executable, "-m", "ckpt_cli"]
+
+
+def environment() -> dict[str, str]:
+    """This one's, without what would lead ckpt to another root or have it compiled anew by every process."""
+    dropped = ("CKPT_ROOT", "NANOCHAT_BASE_DIR", "PYTHONDONTWRITEBYTECODE", "PYTHONUNBUFFERED")
+    kept = {name: value for name, value in os.environ.items() if name not in dropped}
+    kept.setdefault("PYTHONPATH", str(HERE.parent))
+    return kept
+
+
+def run_once(command: Sequence[str]) -> str:
+    """What the command prints. Leaves the benchmark where it fails: no time of a failure is of use."""
+    done = subprocess.run(command, env=environment(), capture_output=True, text=True)
+    if done.returncode:
+        sys.exit(f"{shlex.join(command)} ended with {done.returncode}:\n{done.stderr}")
+    return done.stdout
+
+
+def time_once(command: Sequence[str]) -> tuple[float, int]:
+    """Seconds from start to end of the process, and its peak resident memory in bytes."""
+    begin = time.perf_counter()
+    child = subprocess.Popen(command, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    _, status, usage = os.wait4(child.pid, 0)
+    seconds = time.perf_counter() - begin
+    child.returncode = os.waitstatus_to_exitcode(status)
+    if child.returncode:
+        sys.exit(f"{shlex.join(command)} ended with {child.returncode}")
+    return seconds, in_bytes(usage.ru_maxrss)
+
+
+def in_bytes(maxrss: int) -> int:
+    """Linux counts it in KiB, macOS in bytes."""
+    return maxrss if sys.platform == "darwin" else maxrss * 1024
+
+
+def settle(output: Path) -> None:
+    """Takes an output away, with nothing of it left for the disk to do while the next process is timed."""
+    for path in (output, output.parent):
+        descriptor = os.open(path, os.O_RDONLY)
+        os.fsync(descriptor)
+        os.close(descriptor)
+        if path == output:
+            path.unlink()
+
+
+def alternate(contestants: Sequence[Contestant], rounds: int) -> list[Result]:
+    """Runs them in turn, `rounds` times, so that a drift of the machine meets all; once before, to warm up."""
+    seconds: list[list[float]] = [[] for _ in contestants]
+    peaks = [0] * len(contestants)
+    for turn in range(rounds + 1):
+        for index, contestant in enumerate(contestants):
+            if turn == 0:
+                run_once(contestant.command)
+            else:
+                took, peak = time_once(contestant.command)
+                seconds[index].append(took)
+                peaks[index] = max(peaks[index], peak)
+            if contestant.output:
+                settle(contestant.output)
+    return [Result(contestant.name, took, peak) for contestant, took, peak in zip(contestants, seconds, peaks)]
+
+
+def show(title: str, results: Sequence[Result]) -> None:
+    """A table of which the first line is ckpt's; the last column is its best time in units of the line's."""
+    print(f"\n{title:<58}{'best':>9}{'median':>10}{'peak':>9}{'runs':>6}{'ckpt takes':>13}")
+    for result in results:
+        ratio = "" if result is results[0] else f"{results[0].best / result.best:.3g} x"
+        times = f"{result.best:>7.3f} s{statistics.median(result.seconds):>8.3f} s"
+        print(f"  {result.name:<56}{times}{result.peak / 1e6:>6.0f} MB{len(result.seconds):>6}{ratio:>13}", flush=True)
+
+
+def goal(what: str, value: float, limit: float, unit: str) -> None:
+    print(f"  {what:<56}{value:>7.3g} {unit:<3}goal {limit:g} {unit}, {100 * value / limit:.0f} % of it")
+
+
+def lists(data: Path, ckpt: list[str], rounds: int, runs: int) -> list[tuple[str, float, float, str]]:
+    demo, tree, bare = data / "demo", data / "runs", data / "bare.py"
+    bare.write_text(BARE_TYPER, encoding="utf-8")
+    run_once([*ckpt, "demo", str(demo)])
+    run_once([*BASELINES, "runs", str(tree), str(runs), "20"])
+    listing = [*ckpt, "list", "--root", str(demo)]
+    short = [
+        Contestant("ckpt list", listing),
+        Contestant("a bare Typer app of two commands", [sys.executable, str(bare), "one"]),
+        Contestant("python -c pass", [sys.executable, "-c", "pass"]),
+    ]
+    mine, typer, python = alternate(short, 4 * rounds)
+    torch = alternate(
+        [
+            Contestant("a script with glob, json and torch.load", [*BASELINES, "list", str(demo)]),
+            Contestant("import torch", [*BASELINES, "import"]),
+        ],
+        rounds,
+    )
+    show(f"list, the demo tree ({len(run_once(listing).splitlines())} checkpoints)", [mine, typer, python, *torch])
+    large = [*ckpt, "list", "--root", str(tree)]
+    count = len(run_once(large).splitlines())
+    (many,) = alternate([Contestant("ckpt list", large)], 2 * rounds)
+    (script,) = alternate([Contestant("a script with glob, json and torch.load", [*BASELINES, "list", str(tree)])], 3)
+    show(f"list, {count:,} checkpoints of {runs} runs", [many, script])
+    return [
+        ("list on the demo tree", mine.best, 0.15, "s"),
+        ("list on the demo tree, in starts of a bare Typer app", mine.best / typer.best, 1.5, "x"),
+        (f"list on {count:,} checkpoints", many.best, 0.4, "s"),
+    ]
+
+
+def large_file(data: Path, ckpt: list[str], rounds: int, quick: bool) -> list[tuple[str, float, float, str]]:
+    model, out = data / "big" / "model.pt", data / "out"
+    out.mkdir()
+    run_once([*BASELINES, "big", str(model), *(["--quick"] if quick else [])])
+    size = f"{model.stat().st_size / 1e9:.2f} GB"
+    inspect = [*ckpt, "inspect", "tensors", str(model)]
+    count = len(run_once(inspect).splitlines())
+    (look,) = alternate([Contestant("ckpt inspect tensors", inspect)], 2 * rounds)
+    loaded = alternate(
+        [Contestant("torch.load, meta device, mmap, the same table", [*BASELINES, "tensors", str(model)])], rounds
+    )
+    show(f"inspect tensors, a .pt of {size} and {count} tensors", [look, *loaded])
+    mine, copy = out / "ckpt.safetensors", out / "copy.pt"
+    simple, mapped = out / "simple.safetensors", out / "mapped.safetensors"
+    # `sync FILE` is an fsync of that file: the copy is on disk, as ckpt's output is, and no other writer counts.
+    copying = ["sh", "-c", 'cp "$1" "$2" && sync "$2"', "sh", str(model), str(copy)]
+    pair = [
+        Contestant("ckpt convert (CRC, fsync, read back)", [*ckpt, "convert", str(model), "-o", str(mine)], mine),
+        Contestant("cp and sync of the file (nothing read back)", copying, copy),
+    ]
+    torch = [
+        Contestant("torch.load, save_file (no fsync)", [*BASELINES, "convert", str(model), str(simple)], simple),
+        Contestant("the same with mmap=True (no fsync)", [*BASELINES, "convert-mmap", str(model), str(mapped)], mapped),
+    ]
+    converted, copied = alternate(pair, rounds)
+    show(f"convert, the same file of {size}", [converted, copied, *alternate(torch, max(3, rounds // 2))])
+    return [
+        (f"inspect tensors, {size}", look.best, 0.25, "s"),
+        (f"inspect tensors, {size}, peak memory", look.peak / 1e6, 40, "MB"),
+        (f"convert, {size}, in times of cp and sync", converted.best / copied.best, 1.5, "x"),
+        (f"convert, {size}, peak memory", converted.peak / 1e6, 64, "MB"),
+    ]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, default=HERE / "data", metavar="DIR", help="on the disk to measure")
+    parser.add_argument("--quick", action="store_true", help="83 MB instead of 1 GB, 100 checkpoints, fewer rounds")
+    options = parser.parse_args()
+    made = not options.data.exists()
+    options.data.mkdir(parents=True, exist_ok=True)
+    ckpt, rounds = ckpt_command(), 3 if options.quick else 5
+    packages = ", ".join(f"{name} {version(name)}" for name in ("torch", "safetensors", "typer"))
+    print(run_once([*ckpt, "--version"]).strip())
+    print(f"{time.strftime('%Y-%m-%d')}, {packages}, {os.cpu_count()} cores, {platform.system()} {platform.machine()}")
+    data = Path(tempfile.mkdtemp(prefix="bench-", dir=options.data))
+    try:
+        goals = lists(data, ckpt, rounds, 5 if options.quick else 50)
+        goals += large_file(data, ckpt, rounds, options.quick)
+    finally:
+        shutil.rmtree(data)
+        if made and not any(options.data.iterdir()):
+            options.data.rmdir()
+    print("\nbest times against the goals" + (", which are for the data of a full run" if options.quick else ""))
+    for line in goals:
+        goal(*line)
+    # On Linux a child is charged what its parent held when it was started.
+    own = in_bytes(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+    print(f"\nno peak is told below {own / 1e6:.0f} MB, which is that of the benchmark itself")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,102 @@
+"""What the pickle interpreter makes of names it does not know, which names run code, and what may be a key."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ckpt_cli.errors import CkptError
+
+
+class Malformed(CkptError):
+    """The stream is no valid pickle, or none of a checkpoint."""
+
+
+class RunsCode(CkptError):
+    """The stream names something whose call would run code. Nothing was imported or called."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(f"it would run code when unpickled: it names {name!a}", "do not load this file")
+        self.name = name
+
+
+class Global:
+    """A name the tables do not know. Compares and hashes by identity."""
+
+    __slots__ = ("name",)
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+
+class Opaque:
+    """What an unknown class or function would have made: its name, arguments, state and contents."""
+
+    __slots__ = ("args", "elements", "items", "name", "state")
+
+    def __init__(self, name: str, args: Any) -> None:
+        self.name = name
+        self.args = args
+        self.state: Any = None
+        self.items: dict[Any, Any] = {}
+        self.elements: list[Any] = []
+
+
+# Modules of which a checkpoint needs nothing, and whose functions run code, reach files or other processes.
+_CODE_MODULES = frozenset(
+    """
+    os posix posixpath nt ntpath subprocess sys importlib runpy pickle cPickle dill cloudpickle joblib
+    marshal shelve socket shutil pty commands popen2 code codeop ctypes cffi multiprocessing threading
+    asyncio concurrent signal tempfile webbrowser pdb bdb timeit profile cProfile trace doctest idlelib pip
+    setuptools distutils venv ensurepip platform http urllib urllib2 requests httplib ftplib smtplib
+    telnetlib xmlrpc aiohttp zipimport pkgutil pydoc sqlite3 fileinput gc inspect linecache site io
+    logging.config numpy.testing numpy.f2py torch.hub torch.package torch.distributed.rpc
+    torch.utils.bottleneck torch.utils.cpp_extension torch.utils.collect_env torch.utils.model_zoo
+    """.split()
+)
+_CODE_NAMES = frozenset(
+    """
+    builtins.eval builtins.exec builtins.compile builtins.execfile builtins.open builtins.file
+    builtins.getattr builtins.setattr builtins.delattr builtins.__import__ builtins.input builtins.raw_input
+    builtins.breakpoint builtins.globals builtins.locals builtins.apply builtins.help builtins.exit
+    builtins.quit builtins.reload operator.attrgetter operator.methodcaller functools.reduce types.CodeType
+    types.FunctionType codecs.open torch.load torch.save torch.compile torch.serialization.load
+    torch.jit.load torch.jit._serialization.load torch.ops.load_library torch.classes.load_library
+    torch.storage._load_from_bytes numpy.load numpy.fromfile numpy.memmap numpy.lib.npyio.load
+    pandas.read_pickle pandas.io.pickle.read_pickle
+    """.split()
+)
+# How Python 2 and the C accelerators spell modules.
+_SPELLINGS = {"__builtin__": "builtins", "__builtins__": "builtins", "_io": "io", "_operator": "operator"}
+
+
+def runs_code(name: str) -> bool:
+    """Whether calling the dotted `name` could do more than build a value.
+
+    Every module on the way counts, also one reached through another (`torch.serialization.os.system`).
+    """
+    first, *rest = name.split(".")
+    pieces = [_SPELLINGS.get(first, first), *rest]
+    prefixes = {".".join(pieces[:end]) for end in range(1, len(pieces) + 1)}
+    on_the_way = {piece.lstrip("_") for piece in pieces[:-1]}
+    return bool(prefixes & _CODE_NAMES or prefixes & _CODE_MODULES or on_the_way & _CODE_MODULES)
+
+
+# How many values a key may hold in all. Hashing one that is nested deep would exhaust the C stack, and one that
+# holds the same tuple many times over would take for ever.
+_MAX_KEY_PARTS = 256
+_SCALARS = (str, int, float, bool, bytes, type(None), complex)
+
+
+def checked_key(key: Any) -> Any:
+    """The value, when it is fit to be a dictionary key or set element; raises Malformed otherwise."""
+    pending, parts = [key], 0
+    while pending:
+        item = pending.pop()
+        parts += 1
+        if type(item) is tuple:
+            if parts + len(pending) + len(item) > _MAX_KEY_PARTS:
+                raise Malformed("its pickle uses an immense tuple as a key")
+            pending.extend(item)
+        elif not isinstance(item, (*_SCALARS, Global, Opaque)):
+            raise Malformed(f"its pickle uses a {type(item).__name__} as a key")
+    return key

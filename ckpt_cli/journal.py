@@ -1,0 +1,179 @@
+"""The trash of a run and its journals: what an operation is, how it is written down and read back.
+
+`.ckpt-trash/<id>/journal` holds one JSON object a line, each synced before what it stands for: first every file of
+the operation, then `moved` when all renames are done, later `undo` or `purge`. The last whole line counts.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import secrets
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from ckpt_cli.atomic import NO_SPACE, fsync_directory
+from ckpt_cli.discover import TRASH
+
+JOURNAL = "journal"
+OperationState = Literal["interrupted", "deleting", "trash", "garbled"]
+# The journal's last entry -> what has to be done.
+_STATES: dict[str, OperationState] = {
+    "begun": "interrupted",
+    "undo": "interrupted",
+    "moved": "deleting",
+    "purge": "deleting",
+    "trash": "trash",
+}
+
+
+@dataclass(frozen=True)
+class File:
+    """A file to be removed, and what it was when the plan was made."""
+
+    name: str
+    bytes: int
+    modified: int
+    inode: int
+
+
+@dataclass(frozen=True)
+class Removal:
+    """One checkpoint of a run, its files in the order in which they go."""
+
+    ref: str
+    files: tuple[File, ...]
+
+
+@dataclass(frozen=True)
+class Operation:
+    """One `.ckpt-trash/<id>`: `interrupted` before all was renamed, `deleting` after, or kept as `trash`."""
+
+    id: str
+    run: str
+    state: OperationState
+    removals: tuple[Removal, ...]
+
+    @property
+    def folder(self) -> str:
+        return os.path.join(self.run, TRASH, self.id)
+
+    @property
+    def refs(self) -> tuple[str, ...]:
+        return tuple(removal.ref for removal in self.removals)
+
+    @property
+    def bytes(self) -> int:
+        return sum(file.bytes for removal in self.removals for file in removal.files)
+
+
+def new_id() -> str:
+    """Sorts by time, also within a second; unique among processes."""
+    now = time.time_ns()
+    moment = time.strftime("%Y%m%d-%H%M%S", time.gmtime(now // 1_000_000_000))
+    return f"{moment}-{now // 1000 % 1_000_000:06d}{secrets.token_hex(2)}"
+
+
+def operations(run: str) -> list[Operation]:
+    """What lies in the trash of a run, oldest first."""
+    folder = os.path.join(run, TRASH)
+    if os.path.islink(folder):  # never ours, and what it points to is none of our business
+        return []
+    try:
+        names = sorted(os.listdir(folder))
+    except OSError:
+        return []
+    return [read(run, name) for name in names if is_directory(os.path.join(folder, name))]
+
+
+def begin(operation: Operation, keep_trash: bool) -> int:
+    """Makes the trash and its journal durable; returns the journal's descriptor."""
+    trash = os.path.join(operation.run, TRASH)
+    with suppress(FileExistsError):
+        os.mkdir(trash)
+    if os.path.islink(trash):
+        raise OSError(errno.ELOOP, "the trash is a symbolic link, which may lead anywhere", trash)
+    os.mkdir(operation.folder)
+    descriptor = os.open(os.path.join(operation.folder, JOURNAL), os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+    try:
+        removals = [
+            {"ref": r.ref, "files": [[f.name, f.bytes, f.modified, f.inode] for f in r.files]}
+            for r in operation.removals
+        ]
+        append(descriptor, {"version": 1, "trash": keep_trash, "removals": removals})
+        for folder in (operation.folder, trash, operation.run):
+            fsync_directory(folder)
+    except BaseException:
+        os.close(descriptor)
+        raise
+    return descriptor
+
+
+def append(journal: int, entry: dict[str, Any]) -> None:
+    data = json.dumps(entry).encode() + b"\n"
+    while data:
+        data = data[os.write(journal, data) :]
+    os.fsync(journal)
+
+
+def mark(operation: Operation, entry: dict[str, Any]) -> None:
+    """Adds an entry to the journal of an earlier operation; a torn last line goes."""
+    if operation.state == "garbled":
+        return
+    path = os.path.join(operation.folder, JOURNAL)
+    journal = os.open(path, os.O_RDWR)
+    try:
+        whole = os.read(journal, os.fstat(journal).st_size).rfind(b"\n") + 1
+        os.ftruncate(journal, whole)
+        os.lseek(journal, whole, os.SEEK_SET)
+        append(journal, entry)
+    except OSError as error:
+        # On a full disk a purge is what helps, and an undo needs no room: only a kill is not provided for.
+        if error.errno not in NO_SPACE:
+            raise OSError(error.errno, error.strerror, path) from error
+    finally:
+        os.close(journal)
+
+
+def entries_of(folder: str) -> list[Any]:
+    """The journal's entries; a torn last line counts as not written. Raises OSError or ValueError."""
+    with open(os.path.join(folder, JOURNAL), "rb") as file:
+        return [json.loads(line) for line in file.read().split(b"\n")[:-1]]
+
+
+def failed_of(entries: Sequence[Any]) -> list[Any]:
+    """The refs that are not in the trash, as the last entry that names some has it."""
+    return next((list(entry["failed"]) for entry in reversed(entries) if "failed" in entry), [])
+
+
+def read(run: str, id: str) -> Operation:
+    """The operation as its journal tells it."""
+    try:
+        entries = entries_of(os.path.join(run, TRASH, id))
+        keep_trash, failed = entries[0]["trash"], failed_of(entries[1:])
+        removals = tuple(
+            Removal(str(entry["ref"]), tuple(_file(*values) for values in entry["files"]))
+            for entry in entries[0]["removals"]
+            if entry["ref"] not in failed
+        )
+        last = entries[-1]["state"] if len(entries) > 1 else "begun"
+        # A trash of nothing goes like a deletion that is done.
+        state = _STATES["trash" if last == "moved" and keep_trash and removals else last]
+    except (OSError, ValueError, LookupError, TypeError, RecursionError):
+        return Operation(id, run, "garbled", ())
+    return Operation(id, run, state, removals)
+
+
+def _file(name: Any, bytes: Any, modified: Any, inode: Any) -> File:
+    """A file as the journal tells it; raises ValueError or TypeError for what no journal of ours holds."""
+    if os.path.basename(name) != name or name in ("", os.curdir, os.pardir, JOURNAL) or "\0" in name:
+        raise ValueError("a name in the journal leaves the run's directory")
+    return File(name, int(bytes), int(modified), int(inode))
+
+
+def is_directory(path: str) -> bool:
+    return os.path.isdir(path) and not os.path.islink(path)

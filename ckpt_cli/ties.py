@@ -1,0 +1,73 @@
+"""Tensors that share bytes: which are written, and which are views of one that is."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from ckpt_cli.checkpoint import TensorInfo
+from ckpt_cli.formats.safetensors import contiguous_stride
+from ckpt_cli.tensors import is_contiguous
+
+
+class Alias(NamedTuple):
+    """A name that shares the bytes of another; `offset` counts elements from where that one begins."""
+
+    name: str
+    of: str
+    tensor: TensorInfo
+    offset: int
+
+
+def untie(
+    named: Sequence[tuple[str, TensorInfo]],
+) -> tuple[list[tuple[str, TensorInfo]], list[Alias], list[str]]:
+    """What is written, what is an alias of something written, and what is shared but has to be written twice."""
+    by_storage: dict[str, list[tuple[str, TensorInfo]]] = {}
+    for name, tensor in named:
+        if tensor.storage and tensor.bytes:
+            by_storage.setdefault(tensor.storage.name, []).append((name, tensor))
+    aliases: dict[str, Alias] = {}
+    notes: list[str] = []
+    for group in by_storage.values():
+        if len(group) > 1:
+            _untie(group, aliases, notes)
+    kept = [(name, tensor) for name, tensor in named if name not in aliases]
+    return kept, [aliases[name] for name, _ in named if name in aliases], notes
+
+
+def _untie(group: Sequence[tuple[str, TensorInfo]], aliases: dict[str, Alias], notes: list[str]) -> None:
+    """Sorts out the views of one storage, in one pass from its beginning to its end.
+
+    A contiguous view can stand for all within it: of those that begin together the widest, of equals the first
+    in the file. Any other is written in another order than it lies in, so it can stand only for its equals.
+    """
+    hosts: list[tuple[int, int, str]] = []  # first and last byte; each ends further on than those before it
+    strided: dict[tuple[Any, ...], str] = {}
+    reach = 0
+    for name, tensor in sorted(group, key=lambda item: (not is_contiguous(item[1]), _span(item[1])[0], -item[1].bytes)):
+        first, last = _span(tensor)
+        at = bisect_right(hosts, first, key=lambda host: host[0])
+        begin, end, host = hosts[at - 1] if at else (0, 0, "")
+        if last <= end and (first - begin) % tensor.itemsize == 0 and not (tensor.swapped or tensor.signs):
+            aliases[name] = Alias(name, host, tensor, (first - begin) // tensor.itemsize)
+            continue
+        view = (tensor.dtype, tensor.offset, tensor.shape, tensor.stride, tensor.signs)
+        if view in strided:
+            stride = contiguous_stride(tensor.shape)
+            aliases[name] = Alias(name, strided[view], tensor._replace(stride=stride), 0)
+            continue
+        if first < end or first < reach or (at < len(hosts) and hosts[at][0] < last):
+            notes.append(f"{name} shares some bytes with another tensor; they are written twice")
+        if is_contiguous(tensor):
+            hosts.append((first, last, name))
+        else:
+            strided[view] = name
+            reach = max(reach, last)
+
+
+def _span(tensor: TensorInfo) -> tuple[int, int]:
+    """First and last byte of a view within its storage, the last excluded."""
+    first = tensor.offset * tensor.itemsize
+    return first, first + (1 + sum((n - 1) * s for n, s in zip(tensor.shape, tensor.stride))) * tensor.itemsize

@@ -1,0 +1,598 @@
+"""No kill, signal or failing system call at any point of a prune costs a kept checkpoint or leaves half of one.
+
+Two ways to die. A worker process forks one child per point: the child counts its own calls that change the file
+system and kills itself before, after or in the middle of the N-th. Where strace is installed, the kernel does it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import queue
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+STEPS = (100, 200, 300, 400)
+RUNS = ("d2", "d4")
+CONTRACT_CODES = frozenset({0, 1, 2, 3, 4, 130})
+TIMEOUT = 60
+
+# One child a request: {"argv", "mode", "at"}; the answer is {"code", "out", "err", "calls"}. `code` is negative for
+# a signal. A call is counted when it would change the file system; each is one line of a file, so that it is known
+# also of a child that was killed.
+WORKER = r"""
+import contextlib, errno, gc, io, json, os, signal, sys, tempfile
+from ckpt_cli.app import main
+# Whatever is imported on the way is imported here, once.
+with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+    assert main(["prune", sys.argv[1], "--keep", "1", "-n"]) == 0
+    main(["prune", sys.argv[1], "--undo"])
+gc.freeze()
+
+def plant(mode, at, log):
+    count = 0
+    def wrap(name):
+        real = getattr(os, name)
+        def call(*args, **kwargs):
+            nonlocal count
+            if name == "open" and not (len(args) > 1 and args[1] & (os.O_CREAT | os.O_TRUNC)):
+                return real(*args, **kwargs)
+            count += 1
+            real_write(log, (name + "\n").encode())
+            if count != at:
+                return real(*args, **kwargs)
+            if mode == "before":
+                os.kill(os.getpid(), signal.SIGKILL)
+            if mode.startswith("SIG"):
+                os.kill(os.getpid(), getattr(signal, mode))
+            if mode.startswith("E"):
+                raise OSError(getattr(errno, mode), os.strerror(getattr(errno, mode)))
+            if mode == "torn" and name == "write":
+                real(args[0], args[1][: len(args[1]) // 2])
+                os.kill(os.getpid(), signal.SIGKILL)
+            result = real(*args, **kwargs)
+            if mode == "after":
+                os.kill(os.getpid(), signal.SIGKILL)
+            if mode.startswith("after-SIG"):
+                os.kill(os.getpid(), getattr(signal, mode[6:]))
+            return result
+        return call
+    real_write = os.write
+    for name in CALLS:
+        setattr(os, name, wrap(name))
+
+CALLS = ("open", "write", "rename", "replace", "link", "unlink", "fsync", "mkdir", "rmdir", "ftruncate")
+folder = tempfile.mkdtemp()
+names = [os.path.join(folder, name) for name in ("out", "err", "calls")]
+for line in sys.stdin:
+    task = json.loads(line)
+    pid = os.fork()
+    if not pid:
+        for number, name in enumerate(names):
+            descriptor = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+            os.dup2(descriptor, number + 1 if number < 2 else 9)
+        plant(task["mode"], task["at"], 9)
+        code = 70
+        try:
+            code = main(task["argv"])
+            sys.stdout.flush()
+            sys.stderr.flush()
+        finally:
+            os._exit(code)
+    code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    out, err, calls = (open(name).read() for name in names)
+    print(json.dumps({"code": code, "out": out, "err": err, "calls": calls.split()}), flush=True)
+"""
+
+
+class Ended(NamedTuple):
+    """How a child ended; `calls` are those that change the file system, by name."""
+
+    code: int
+    out: str
+    err: str
+    calls: list[str]
+
+
+class Worker:
+    """A process that has imported ckpt and forks one child for each command."""
+
+    def __init__(self, home: Path, tree: Path) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", WORKER, str(tree)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            cwd=home,
+            env=_environment(home),
+        )
+
+    def run(self, argv: Sequence[object], mode: str = "", at: int = 0) -> Ended:
+        assert self.process.stdin and self.process.stdout
+        self.process.stdin.write(json.dumps({"argv": list(map(str, argv)), "mode": mode, "at": at}) + "\n")
+        self.process.stdin.flush()
+        ended = Ended(**json.loads(self.process.stdout.readline()))
+        assert "Traceback" not in ended.err and "went wrong" not in ended.err, ended.err
+        assert ended.code in CONTRACT_CODES or ended.code < 0, ended
+        return ended
+
+    def close(self) -> None:
+        assert self.process.stdin and self.process.stdout
+        self.process.stdin.close()
+        self.process.wait(TIMEOUT)
+        self.process.stdout.close()
+
+
+def _environment(home: Path) -> dict[str, str]:
+    return {
+        "PATH": os.environ["PATH"],
+        "HOME": str(home),
+        "LANG": "C.UTF-8",
+        "PYTHONPATH": str(REPOSITORY),
+        "PYTHONDONTWRITEBYTECODE": "1",
+    }
+
+
+class Bench:
+    """Fresh trees, workers for two threads, and what every file of a whole tree holds."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.pristine = folder / "pristine"
+        write_tree(self.pristine, RUNS)
+        self.whole = contents(self.pristine)
+        self.workers: queue.SimpleQueue[Worker] = queue.SimpleQueue()
+        self.everyone = [Worker(folder, self.pristine) for _ in range(min(3, os.cpu_count() or 1))]
+        for worker in self.everyone:
+            self.workers.put(worker)
+
+    def each(self, check: Callable[[Worker, Path, Any], None], points: Sequence[Any], base: Path) -> None:
+        """Calls `check` for every point, each with a worker and its own copy of the tree `base`."""
+
+        def one(numbered: tuple[int, Any]) -> None:
+            index, point = numbered
+            worker = self.workers.get()
+            tree = self.folder / f"tree-{index}"
+            try:
+                copy(base, tree)
+                check(worker, tree, point)
+            except Exception as error:
+                raise AssertionError(f"at {point}: {error}") from error
+            finally:
+                self.workers.put(worker)
+                shutil.rmtree(tree, ignore_errors=True)
+
+        with ThreadPoolExecutor(len(self.everyone)) as pool:
+            for future in [pool.submit(one, numbered) for numbered in enumerate(points)]:
+                future.result()
+
+
+@pytest.fixture(scope="module")
+def bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
+    made = Bench(tmp_path_factory.mktemp("kill"))
+    yield made
+    for worker in made.everyone:
+        worker.close()
+    print("\npoints tried:", ", ".join(f"{name} {count}" for name, count in TRIED.items()), f"= {sum(TRIED.values())}")
+
+
+# How many points each test tried, for the summary that -s shows.
+TRIED: dict[str, int] = {}
+
+
+def write_tree(root: Path, runs: Sequence[str]) -> None:
+    """Runs of four steps with two optimizer shards, each step written two days ago and after the one before."""
+    import torch
+
+    old = time.time() - 2 * 86400
+    for run in runs:
+        folder = root / "base_checkpoints" / run
+        folder.mkdir(parents=True)
+        for step in STEPS:
+            for name in part_names(step):
+                value = {"weight": torch.full((8,), float(step))}
+                if name.endswith(".json"):
+                    (folder / name).write_text(json.dumps({"step": step, "val_bpb": 1 - step / 1000}))
+                else:
+                    torch.save(value, folder / name)
+                os.utime(folder / name, (old + step, old + step))
+
+
+def part_names(step: int) -> list[str]:
+    return [
+        f"model_{step:06d}.pt",
+        f"meta_{step:06d}.json",
+        f"optim_{step:06d}_rank0.pt",
+        f"optim_{step:06d}_rank1.pt",
+    ]
+
+
+def contents(root: Path) -> dict[str, bytes]:
+    """Every file below, by relative name."""
+    return {str(path.relative_to(root)): path.read_bytes() for path in sorted(root.rglob("*")) if path.is_file()}
+
+
+def copy(source: Path, target: Path) -> None:
+    """A copy whose journals hold: they know files by inode and time, so what lies in a trash is moved by a link."""
+    shutil.copytree(source, target, copy_function=_link)
+
+
+def _link(source: str, target: str) -> None:
+    # ckpt writes into no checkpoint file, so linked copies share bytes and inodes; a journal is written into.
+    if os.path.basename(source) == "journal":
+        shutil.copy2(source, target)
+    else:
+        os.link(source, target)
+
+
+def trainers_newest(run: Path) -> int | None:
+    """What the trainer itself would resume from: the largest step among the model files."""
+    steps = [int(match[1]) for name in os.listdir(run) if (match := re.fullmatch(r"model_([0-9]+)\.pt", name))]
+    return max(steps, default=None)
+
+
+def is_whole(tree: Path, run: str, step: int, whole: dict[str, bytes]) -> bool:
+    folder = tree / "base_checkpoints" / run
+    return all(
+        (folder / name).is_file() and (folder / name).read_bytes() == whole[f"base_checkpoints/{run}/{name}"]
+        for name in part_names(step)
+    )
+
+
+def check_instant(tree: Path, kept: Sequence[int], whole: dict[str, bytes]) -> None:
+    """At the instant of death: everything that is kept is whole, and so is what the trainer would resume from."""
+    for run in os.listdir(tree / "base_checkpoints"):
+        for step in kept:
+            assert is_whole(tree, run, step, whole), f"{run}/{step} is kept and not whole"
+        newest = trainers_newest(tree / "base_checkpoints" / run)
+        if newest is not None:
+            assert is_whole(tree, run, newest, whole), f"the trainer of {run} would resume from half of {newest}"
+
+
+def check_settled(tree: Path, kept: Sequence[int], whole: dict[str, bytes], trash: bool = False) -> None:
+    """After the next prune: nothing half gone, and no trash unless one was asked for."""
+    check_instant(tree, kept, whole)
+    for run in os.listdir(tree / "base_checkpoints"):
+        folder = tree / "base_checkpoints" / run
+        assert trash or not (folder / ".ckpt-trash").exists(), f"{run}: {contents(folder).keys()}"
+        for step in STEPS:
+            home = [name for name in part_names(step) if (folder / name).exists()]
+            away = [path for name in part_names(step) for path in folder.glob(f".ckpt-trash/*/{name}")]
+            if home:
+                assert is_whole(tree, run, step, whole) and not away, f"{run}/{step}: only {home} at home, {away} away"
+            elif away:
+                assert len({path.parent for path in away}) == 1 and len(away) == len(part_names(step)), away
+                for path in away:
+                    assert path.read_bytes() == whole[f"base_checkpoints/{run}/{path.name}"], path
+
+
+def points_of(calls: Sequence[str]) -> list[tuple[str, int]]:
+    """Before and after each call, and in the middle of each write."""
+    every = range(1, len(calls) + 1)
+    torn = [("torn", n) for n in every if calls[n - 1] == "write"]
+    return [("before", n) for n in every] + [("after", n) for n in every] + torn
+
+
+def note_tried(name: str, count: int) -> None:
+    TRIED[name] = TRIED.get(name, 0) + count
+
+
+def counted(bench: Bench, argv: Sequence[str], base: Path) -> list[str]:
+    """The calls that a whole run of the command makes, found by running it."""
+    tree = bench.folder / "counting"
+    copy(base, tree)
+    worker = bench.workers.get()
+    ended = worker.run([argv[0], tree, *argv[1:]])
+    bench.workers.put(worker)
+    shutil.rmtree(tree)
+    assert ended.code == 0, ended.err
+    assert len(ended.calls) > 5, ended.calls
+    return ended.calls
+
+
+PRUNE = ("prune", "--keep", "2", "--yes")
+TRASH = ("prune", "--keep", "2", "--trash", "--yes")
+UNDO = ("prune", "--undo")
+PURGE = ("prune", "--purge", "--yes")
+
+
+@pytest.fixture(scope="module")
+def trashed(bench: Bench) -> Path:
+    """The tree after `prune --keep 2 --trash`."""
+    tree = bench.folder / "trashed"
+    copy(bench.pristine, tree)
+    worker = bench.workers.get()
+    ended = worker.run([TRASH[0], tree, *TRASH[1:]])
+    bench.workers.put(worker)
+    assert ended.code == 0, ended.err
+    assert len(list(tree.glob("base_checkpoints/*/.ckpt-trash/*/model_*.pt"))) == 4
+    return tree
+
+
+@pytest.fixture(scope="module")
+def single(bench: Bench) -> Path:
+    """A tree of one run."""
+    tree = bench.folder / "single"
+    copy(bench.pristine / "base_checkpoints" / RUNS[0], tree / "base_checkpoints" / RUNS[0])
+    return tree
+
+
+def test_killed_prune(bench: Bench) -> None:
+    """A kill anywhere in a prune; the next prune ends as if there had been none."""
+    calls = counted(bench, PRUNE, bench.pristine)
+
+    def check(worker: Worker, tree: Path, point: tuple[str, int]) -> None:
+        assert worker.run([PRUNE[0], tree, *PRUNE[1:]], *point).code == -signal.SIGKILL
+        check_instant(tree, (300, 400), bench.whole)
+        after = worker.run([PRUNE[0], tree, *PRUNE[1:]])
+        assert after.code == 0, after.err
+        check_settled(tree, (300, 400), bench.whole)
+        assert not list(tree.rglob("model_000[12]00.pt")), "the second prune left what the policy does not keep"
+
+    points = points_of(calls)
+    bench.each(check, points, bench.pristine)
+    note_tried("prune", len(points))
+    # 16 files of 4 checkpoints, each renamed and deleted, and a journal for each run.
+    assert calls.count("rename") == 16 and calls.count("unlink") == 18 and calls.count("mkdir") == 4, calls
+
+
+def test_killed_prune_then_another_policy(bench: Bench) -> None:
+    """A killed prune is put back, or finished, also by a prune that would keep everything."""
+    calls = counted(bench, PRUNE, bench.pristine)
+
+    def check(worker: Worker, tree: Path, point: tuple[str, int]) -> None:
+        assert worker.run([PRUNE[0], tree, *PRUNE[1:]], *point).code == -signal.SIGKILL
+        after = worker.run(["prune", tree, "--keep", "9", "--yes"])
+        assert after.code == 0, after.err
+        check_settled(tree, (300, 400), bench.whole)
+
+    points = [("before", n) for n in range(1, len(calls) + 1)]
+    bench.each(check, points, bench.pristine)
+    note_tried("prune, then all kept", len(points))
+
+
+def test_killed_whole_run(bench: Bench, single: Path) -> None:
+    """A kill while a whole run goes: what the trainer finds is whole or nothing, at every instant."""
+    argv = ("prune", "--keep", "0", "--allow-empty", "--yes")
+    calls = counted(bench, argv, single)
+
+    def check(worker: Worker, tree: Path, point: tuple[str, int]) -> None:
+        assert worker.run([argv[0], tree, *argv[1:]], *point).code == -signal.SIGKILL
+        check_instant(tree, (), bench.whole)
+        # 1: the deletion was finished, and then there is nothing left to prune.
+        assert worker.run(["prune", tree, "--keep", "9", "--yes"]).code in (0, 1)
+        check_settled(tree, (), bench.whole)
+
+    points = points_of(calls)
+    bench.each(check, points, single)
+    note_tried("whole run", len(points))
+
+
+def test_killed_trash(bench: Bench) -> None:
+    """A kill anywhere in `prune --trash`: the next prune puts back what was not journalled as moved."""
+    calls = counted(bench, TRASH, bench.pristine)
+
+    def check(worker: Worker, tree: Path, point: tuple[str, int]) -> None:
+        assert worker.run([TRASH[0], tree, *TRASH[1:]], *point).code == -signal.SIGKILL
+        check_instant(tree, (300, 400), bench.whole)
+        after = worker.run(["prune", tree, "--keep", "9", "--yes"])
+        assert after.code == 0, after.err
+        check_settled(tree, (300, 400), bench.whole, trash=True)
+        # What is in a trash now is whole there, and comes back.
+        if list(tree.rglob(".ckpt-trash")):
+            assert worker.run([UNDO[0], tree, *UNDO[1:]]).code == 0
+        assert contents(tree) == bench.whole
+
+    points = points_of(calls)
+    bench.each(check, points, bench.pristine)
+    note_tried("trash", len(points))
+
+
+@pytest.mark.parametrize("argv", [UNDO, PURGE], ids=["undo", "purge"])
+def test_killed_settlement(bench: Bench, trashed: Path, argv: tuple[str, ...]) -> None:
+    """A kill anywhere in `--undo` or `--purge`: the next prune leaves each checkpoint whole, trashed whole or gone."""
+    calls = counted(bench, argv, trashed)
+
+    def check(worker: Worker, tree: Path, point: tuple[str, int]) -> None:
+        assert worker.run([argv[0], tree, *argv[1:]], *point).code == -signal.SIGKILL
+        check_instant(tree, (300, 400), bench.whole)
+        after = worker.run(["prune", tree, "--keep", "9", "--yes"])
+        assert after.code == 0, after.err
+        check_settled(tree, (300, 400), bench.whole, trash=True)
+        # And what is left does what was asked for, as if there had been no kill.
+        if list(tree.rglob(".ckpt-trash")):
+            assert worker.run([argv[0], tree, *argv[1:]]).code == 0
+        check_settled(tree, (300, 400), bench.whole)
+        if argv is UNDO:
+            assert contents(tree) == bench.whole
+
+    points = points_of(calls)
+    bench.each(check, points, trashed)
+    note_tried(argv[1].strip("-"), len(points))
+
+
+@pytest.mark.parametrize("argv", [PRUNE, UNDO, PURGE], ids=["prune", "undo", "purge"])
+def test_killed_recovery(bench: Bench, single: Path, argv: tuple[str, ...]) -> None:
+    """A kill at every point of the prune that recovers from a kill, for every state that a first kill leaves."""
+    base, keep = single, ("prune", "--keep", "3", "--yes")
+    if argv is PRUNE:
+        argv = keep
+    worker = bench.workers.get()
+    if argv is not keep:
+        base = bench.folder / f"base-{argv[1]}"
+        copy(single, base)
+        assert worker.run([keep[0], base, *keep[1:], "--trash"]).code == 0
+    calls = counted_by(worker, argv, base, bench.folder / "counting")
+    states: dict[str, tuple[Path, list[int]]] = {}
+    for number in range(1, len(calls) + 1):
+        tree = bench.folder / f"state{argv[1]}-{number}"
+        copy(base, tree)
+        assert worker.run([argv[0], tree, *argv[1:]], "before", number).code == -signal.SIGKILL
+        shape = re.sub(r"[0-9]{8}-[0-9a-f-]+", "ID", repr(sorted(map(str, _shape(tree)))))
+        if shape in states:
+            shutil.rmtree(tree)
+            continue
+        recovery = counted_by(worker, keep, tree, bench.folder / "counting", least=0)
+        # A kill after an fsync leaves what a kill before it leaves.
+        numbers = [n for n in range(1, len(recovery) + 1) if n == 1 or recovery[n - 2] != "fsync"]
+        states[shape] = tree, numbers
+    bench.workers.put(worker)
+    assert len(states) > 6, "the first kills leave fewer states than there are files to move"
+
+    def check(worker: Worker, tree: Path, point: tuple[Path, int]) -> None:
+        shutil.rmtree(tree)
+        copy(point[0], tree)
+        assert worker.run([keep[0], tree, *keep[1:]], "before", point[1]).code == -signal.SIGKILL
+        check_instant(tree, (200, 300, 400), bench.whole)
+        after = worker.run([keep[0], tree, *keep[1:]])
+        assert after.code == 0, after.err
+        # A trash that nothing had begun to undo or purge stays, whole.
+        check_settled(tree, (200, 300, 400), bench.whole, trash=argv is not keep)
+
+    points = [(tree, number) for tree, numbers in states.values() for number in numbers]
+    bench.each(check, points, single)
+    note_tried("recovery", len(points))
+    for tree, _ in states.values():
+        shutil.rmtree(tree)
+
+
+def _shape(tree: Path) -> Iterator[tuple[str, int]]:
+    """Names and sizes: what tells one state that a kill left from another."""
+    for path in tree.rglob("*"):
+        yield str(path.relative_to(tree)), path.stat().st_size if path.is_file() else -1
+
+
+def counted_by(worker: Worker, argv: Sequence[str], base: Path, tree: Path, least: int = 6) -> list[str]:
+    copy(base, tree)
+    ended = worker.run([argv[0], tree, *argv[1:]])
+    shutil.rmtree(tree)
+    assert ended.code == 0 and len(ended.calls) >= least, ended
+    return ended.calls
+
+
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
+def test_signal(bench: Bench, single: Path, name: str) -> None:
+    """Until every rename is journalled, a signal puts everything back and exits 130; after, the next prune finishes."""
+    calls = counted(bench, PRUNE, single)
+    # The second write says that all was moved; the fsync after it is the last call that can be taken back.
+    last = [index for index, call in enumerate(calls, 1) if call == "write"][1] + 1
+    assert calls[last - 1] == "fsync" and "unlink" not in calls[:last], calls
+
+    def check(worker: Worker, tree: Path, point: tuple[str, int]) -> None:
+        ended = worker.run([PRUNE[0], tree, *PRUNE[1:]], *point)
+        if point[1] <= last:
+            assert ended.code == 130, ended
+            assert contents(tree) == {k: v for k, v in bench.whole.items() if RUNS[0] in k}, "not everything is back"
+            assert not list(tree.rglob(".ckpt-trash"))
+        else:
+            assert ended.code in (0, 130, -getattr(signal, name)), ended
+        check_instant(tree, (300, 400), bench.whole)
+        assert worker.run([PRUNE[0], tree, *PRUNE[1:]]).code == 0
+        check_settled(tree, (300, 400), bench.whole)
+
+    points = [(mode, n) for n in range(1, len(calls) + 1) for mode in (name, f"after-{name}")]
+    bench.each(check, points, single)
+    note_tried(name, len(points))
+
+
+@pytest.mark.parametrize("name", ["EIO", "ENOSPC"])
+def test_failing_call(bench: Bench, single: Path, trashed: Path, name: str) -> None:
+    """Every call fails once, in every way of removal: a sentence, an exit code, and nothing is half gone after."""
+    tried = 0
+    for argv, base in ((PRUNE, bench.pristine), (TRASH, single), (UNDO, trashed), (PURGE, trashed)):
+        calls = counted(bench, argv, base)
+
+        def check(worker: Worker, tree: Path, point: int, argv: tuple[str, ...] = argv) -> None:
+            ended = worker.run([argv[0], tree, *argv[1:]], name, point)
+            assert ended.code in CONTRACT_CODES, ended
+            assert ended.code == 0 or re.search(r"^(error|warning): .+", ended.err, re.MULTILINE), ended
+            check_instant(tree, (300, 400), bench.whole)
+            after = worker.run([PRUNE[0], tree, *PRUNE[1:]])
+            assert after.code == 0, after.err
+            check_settled(tree, (300, 400), bench.whole, trash=argv is not PRUNE)
+
+        bench.each(check, range(1, len(calls) + 1), base)
+        tried += len(calls)
+    note_tried(name, tried)
+
+
+# The system calls by which files come, go and become durable. `when` counts each name for itself.
+SYSCALLS = ("rename", "renameat", "renameat2", "link", "linkat", "unlink", "unlinkat", "rmdir", "mkdir", "mkdirat")
+TRACED = (*SYSCALLS, "fsync", "ftruncate")
+
+
+@pytest.fixture(scope="module")
+def strace() -> str:
+    path = shutil.which("strace")
+    if not path:
+        pytest.skip("strace is not installed")
+    if subprocess.run([path, "-f", "-o", os.devnull, "true"], capture_output=True, timeout=TIMEOUT).returncode:
+        pytest.skip("strace may not trace here")
+    return path
+
+
+@pytest.mark.parametrize("inject", ["signal=SIGKILL", "error=EIO", "error=ENOSPC"])
+def test_strace(bench: Bench, single: Path, strace: str, inject: str) -> None:
+    """The same by the kernel's hand, in a whole `ckpt` process, for every system call that ckpt makes."""
+    keep = ("prune", "--keep", "3", "--yes")
+    trashed = bench.folder / f"strace-{inject}"
+    copy(single, trashed)
+    worker = bench.workers.get()
+    assert worker.run([keep[0], trashed, *keep[1:], "--trash"]).code == 0
+    bench.workers.put(worker)
+
+    def traced(tree: Path, argv: Sequence[str], log: Path, *options: str) -> subprocess.CompletedProcess[str]:
+        command = [strace, "-f", "-o", str(log), "-e", f"trace={','.join(TRACED)}", *options]
+        return subprocess.run(
+            [*command, sys.executable, "-m", "ckpt_cli", argv[0], str(tree), *argv[1:]],
+            cwd=bench.folder,
+            env=_environment(bench.folder),
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=TIMEOUT,
+        )
+
+    points: list[tuple[tuple[str, ...], str, int]] = []
+    for argv, base in ((keep, single), (UNDO, trashed), (PURGE, trashed)):
+        tree, log = bench.folder / "traced", bench.folder / "trace.log"
+        copy(base, tree)
+        assert traced(tree, argv, log).returncode == 0
+        shutil.rmtree(tree)
+        calls = re.findall(r"^[0-9]+ +([a-z0-9]+)\(", log.read_text(), re.MULTILINE)
+        assert len(calls) > 5, calls
+        points += [(argv, name, n) for name in TRACED for n in range(1, calls.count(name) + 1)]
+
+    def check(worker: Worker, tree: Path, point: tuple[tuple[str, ...], str, int]) -> None:
+        argv, name, number = point
+        if argv is not keep:
+            shutil.rmtree(tree)
+            copy(trashed, tree)
+        log = tree.with_suffix(".log")
+        ended = traced(tree, argv, log, "-e", f"inject={name}:{inject}:when={number}")
+        if inject == "signal=SIGKILL":
+            assert "+++ killed by SIGKILL +++" in log.read_text(), log.read_text()
+        else:
+            assert "(INJECTED)" in log.read_text(), log.read_text()
+            assert ended.returncode in CONTRACT_CODES and "Traceback" not in ended.stderr, ended
+            said = re.search(r"^(error|warning): .+", ended.stderr, re.MULTILINE)
+            assert ended.returncode == 0 or said, ended
+            assert "went wrong" not in ended.stderr, ended
+        check_instant(tree, (200, 300, 400), bench.whole)
+        after = worker.run([keep[0], tree, *keep[1:]])
+        assert after.code == 0, after.err
+        check_settled(tree, (200, 300, 400), bench.whole, trash=argv is not keep)
+
+    bench.each(check, points, single)
+    note_tried(f"strace {inject}", len(points))
