@@ -39,15 +39,15 @@ def staged(target: str, replace: bool) -> Iterator[int]:
     included, the temporary file goes and the target is as it was. Raises Refused when the target is there and
     `replace` is not set, also when it appeared meanwhile.
     """
-    folder, name = os.path.split(target)
-    folder = folder or "."
+    folder = os.path.dirname(target) or "."
     with interruptible():
-        yield from _staged(folder, name, target, replace)
+        yield from _staged(folder, target, replace)
     fsync_directory(folder)
 
 
-def _staged(folder: str, name: str, target: str, replace: bool) -> Iterator[int]:
-    temporary = os.path.join(folder, f".{name[:180]}.{os.getpid()}.tmp")
+def _staged(folder: str, target: str, replace: bool) -> Iterator[int]:
+    # Not made of the target's name, which may be as long as a name can be.
+    temporary = os.path.join(folder, f".ckpt-{os.getpid()}-{time.monotonic_ns():x}.tmp")
     descriptor = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_CLOEXEC", 0), 0o666)
     try:
         try:

@@ -332,13 +332,27 @@ def test_table_on_a_terminal_obeys_no_color_and_width(demo_tree: Path) -> None:
     assert max(len(re.sub(r"\x1b\[[0-9;]*m", "", line)) for line in narrow.splitlines()) <= 70
 
 
-def test_closed_pipe_is_silent(demo_tree: Path) -> None:
-    script = f'"{sys.executable}" -m ckpt_cli inspect tensors "{demo_tree}" --part optimizer --json; echo $? >&2'
-    done = subprocess.run(
-        ["bash", "-c", f"({script}) | head -c 10 >/dev/null"],
-        capture_output=True, text=True, timeout=60, env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
-    )  # fmt: skip
-    assert [line for line in done.stderr.splitlines() if not line.startswith("note: ")] == ["0"]
+@pytest.mark.parametrize("options", ["--json", "--format plain", "-q"])
+def test_closed_pipe_is_silent(demo_tree: Path, options: str) -> None:
+    """Also when the reader is gone before the first byte, and when the pipe cannot hold all of it."""
+    many = f'"{sys.executable}" -m ckpt_cli inspect tensors "{demo_tree}" --part optimizer {options}'
+    for reader in ("true", "head -c 10"):
+        done = subprocess.run(
+            ["bash", "-c", f"(sleep 0.2; {many}; echo $? >&2) | {reader} >/dev/null"],
+            capture_output=True, text=True, timeout=60, env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
+        )  # fmt: skip
+        assert [line for line in done.stderr.splitlines() if not line.startswith("note: ")] == ["0"]
+
+
+def test_interrupt_is_130(demo_tree: Path, call: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    import ckpt_cli.commands.list as command
+
+    def interrupt(query: object) -> object:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(command, "choose", interrupt)
+    done = call("list", demo_tree, "--json")
+    assert (done.code, done.out, done.err) == (130, "", "error: interrupted\n")
 
 
 def test_version_and_module(ckpt: Run) -> None:

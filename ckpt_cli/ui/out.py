@@ -13,6 +13,10 @@ from ckpt_cli.ui.text import printable
 Format = Literal["table", "plain", "json", "name"]
 
 
+class ClosedPipe(Exception):
+    """Nobody reads stdout any more. No OSError, which Typer would make an exit of its own."""
+
+
 class Column(NamedTuple):
     """A heading; `right` aligns numbers, `style` is a rich style for a terminal."""
 
@@ -175,4 +179,7 @@ def _say(message: str) -> None:
 
 
 def _write(text: str) -> None:
-    sys.stdout.write(text)
+    try:
+        sys.stdout.write(text)
+    except BrokenPipeError:
+        raise ClosedPipe from None
