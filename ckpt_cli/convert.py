@@ -27,7 +27,7 @@ from ckpt_cli.ties import Alias, untie
 
 Advance = Callable[[int], None]
 # How much is written before the disk is set to work on it.
-_FLUSH = 64 << 20
+_FLUSH = 16 << 20
 _MAX_META = 16 << 20
 # torch.compile wraps the module, and every name under it gets this piece, once for each time.
 _WRAPPER = re.compile(r"(?:^|(?<=\.))(?:_orig_mod\.)+")
