@@ -12,7 +12,7 @@ from ckpt_cli.formats import ByteSource, FileSource, Format, formats
 # Bytes read at a time: of contiguous ranges, which fit the processor's cache so, and of gathered views.
 RANGE = 1 << 20
 BLOCK = 8 << 20
-_HEAD = 64
+_HEAD = 512
 # A view that repeats elements may be larger than its file; beyond this it is refused rather than written out.
 _MAX_EXPANSION = 64
 
@@ -24,10 +24,6 @@ except ImportError:
 _TURNED = bytes(byte ^ 0x80 for byte in range(256))
 _OTHERS = (
     (b"version https://git-lfs", "a Git LFS pointer, not the file itself: `git lfs pull` fetches it"),
-    (
-        b"\x80\x02\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19",
-        "a legacy torch file (before torch 1.6), not read yet",
-    ),
     (b"\x1f\x8b", "a gzip file"),
     (b"BZh", "a bzip2 file"),
     (b"\xfd7zXZ", "an xz file"),
@@ -50,6 +46,8 @@ def recognise(source: ByteSource) -> Format:
     for magic, what in _OTHERS:
         if head.lstrip().lower().startswith(magic.lower()) or head.startswith(magic):
             raise CkptError(f"{source.path} is {what}")
+    if head[257:262] == b"ustar":
+        raise CkptError(f"{source.path} is a tar archive, as torch before 0.2 wrote them; such files are not read")
     raise CkptError(f"{source.path} is not a checkpoint in any known format")
 
 

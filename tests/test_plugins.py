@@ -64,6 +64,7 @@ def samples(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
     """One small sound file of each format, by the format's name. A new format needs a line here."""
     path = tmp_path_factory.mktemp("samples")
     torch.save({"w": torch.arange(3.0)}, path / "torch-zip")
+    torch.save({"w": torch.arange(3.0)}, path / "torch-legacy", _use_new_zipfile_serialization=False)
     save_file({"w": torch.arange(3.0)}, path / "safetensors")
     return {name: (path / name).read_bytes() for name in os.listdir(path)}
 

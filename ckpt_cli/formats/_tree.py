@@ -128,13 +128,29 @@ def _children(value: Any) -> list[tuple[str, Any]] | None:
     if isinstance(value, Opaque):
         members = [*(_children(value.items) or ()), *(_children(value.elements) or ())]
         if isinstance(value.state, dict):
-            members += _children(value.state) or ()
+            members += _module(value.state) or _children(value.state) or ()
         elif value.state is not None:
             members.append(("<state>", value.state))
         if value.args:
             members.append(("<args>", value.args))
         return [("<class>", value.name), *members]
     return None
+
+
+def _module(state: dict[Any, Any]) -> list[tuple[str, Any]] | None:
+    """The members of a pickled torch.nn.Module under the names of its state dict, None for any other object."""
+    parts = [state.get(name) for name in ("_parameters", "_buffers", "_modules")]
+    if not all(isinstance(part, dict) for part in parts):
+        return None
+    passing = state.get("_non_persistent_buffers_set")
+    passing = passing if isinstance(passing, (set, frozenset)) else ()
+    return [
+        (_key_text(key), item)
+        for part in parts
+        if part is not None
+        for key, item in part.items()
+        if item is not None and key not in passing
+    ]
 
 
 def _key_text(key: Any) -> str:

@@ -1,0 +1,103 @@
+"""torch's files before version 1.6, and since then on request: pickles one after the other, then raw storages.
+
+A magic number, a protocol number, a description of the machine, the objects, the list of storage keys: five
+pickles; then, key by key, the number of elements (int64) and the bytes. There is no checksum of any kind. After
+torch/serialization.py, `_legacy_save` and `_legacy_load`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ckpt_cli.checkpoint import Storage, TensorFile
+from ckpt_cli.errors import CkptError, Damaged
+from ckpt_cli.formats import ByteSource, _pickle
+from ckpt_cli.formats._torch import StorageId, unpickle
+
+NAME = "torch-legacy"
+_MAGIC = 0x1950A86A20F9469CFC6C
+_PROTOCOL = 1001
+# LONG1 of ten bytes: how every pickle protocol that torch allows spells the magic number.
+_SPELLED = b"\x8a\x0a" + _MAGIC.to_bytes(10, "little") + b"."
+_FIRST_READ = 1 << 20
+_MAX_PICKLES = 256 << 20
+
+
+def matches(head: bytes, size: int) -> bool:
+    return head[:1] == b"\x80" and _SPELLED in head[:32]
+
+
+def check(source: ByteSource) -> None:
+    """The whole list of storages and the file's length: that is what an interrupted write lacks."""
+    read(source)
+
+
+def read(source: ByteSource) -> TensorFile:
+    length = min(source.size, _FIRST_READ)
+    while True:
+        data = source.read_at(0, length)
+        try:
+            return _read(source, data)
+        except CkptError as error:
+            # How long the pickles are is not written anywhere: what breaks off in part of the file is read further.
+            if length == source.size or length >= _MAX_PICKLES:
+                if isinstance(error, Damaged) or "breaks off" not in error.message:
+                    raise
+                raise Damaged(f"{source.path} is truncated: it ends within its description") from error
+            length = min(source.size, 8 * length)
+
+
+def _read(source: ByteSource, data: bytes) -> TensorFile:
+    at = 0
+    plain: list[Any] = []
+    for _ in range(3):
+        loaded = _pickle.load(data, {}, {}, _nothing, at)
+        plain.append(loaded.value)
+        at = loaded.end
+    magic, protocol, machine = plain
+    if magic != _MAGIC or protocol != _PROTOCOL or not isinstance(machine, dict):
+        raise CkptError(f"{source.path} is a legacy torch file of an unknown protocol ({protocol!a})")
+    swapped = machine.get("little_endian") is False
+    wanted: dict[str, StorageId] = {}
+
+    def note(storage: StorageId) -> Storage:
+        if wanted.setdefault(storage.key, storage).bytes != storage.bytes:
+            raise CkptError(f"{source.path}: its pickle gives storage {storage.key!a} two lengths")
+        return Storage(storage.key, source.path, 0, storage.bytes)
+
+    objects = at
+    # Twice: where the storages lie is known only behind the objects that are views of them.
+    at = unpickle(source.path, data, note, swapped, objects).end
+    keys = _pickle.load(data, {}, {}, _nothing, at)
+    storages = _place(source, keys.value, keys.end, wanted, swapped)
+    read = unpickle(source.path, data, lambda storage: storages[storage.key], swapped, objects)
+    end = max((storage.offset + storage.bytes for storage in storages.values()), default=keys.end)
+    notes = (f"{source.size - end} bytes follow the last storage",) if end < source.size else ()
+    return TensorFile(
+        source.path, NAME, read.tensors, read.values, read.foreign_globals, tuple(storages.values()), notes
+    )
+
+
+def _place(source: ByteSource, keys: Any, at: int, wanted: dict[str, StorageId], swapped: bool) -> dict[str, Storage]:
+    """Where each storage lies. Raises Damaged where the file ends before, or a length is not what the objects need."""
+    if not isinstance(keys, list) or not all(isinstance(key, str) for key in keys):
+        raise CkptError(f"{source.path} has no list of storages")
+    storages: dict[str, Storage] = {}
+    for key in keys:
+        storage = wanted.get(key)
+        if storage is None or key in storages:
+            raise CkptError(f"{source.path} lists the storage {key!a}, which its objects do not name once")
+        if at + 8 + storage.bytes > source.size:
+            raise Damaged(f"{source.path} is truncated: it ends within storage {key}")
+        count = int.from_bytes(source.read_at(at, 8), "big" if swapped else "little")
+        if count * storage.itemsize != storage.bytes:
+            raise Damaged(f"{source.path}: storage {key} is not as long as its tensors need")
+        storages[key] = Storage(key, source.path, at + 8, storage.bytes)
+        at += 8 + storage.bytes
+    if len(storages) != len(wanted):
+        raise Damaged(f"{source.path}: the bytes of storage {next(iter(set(wanted) - set(storages)))} are missing")
+    return storages
+
+
+def _nothing(pid: Any) -> Any:
+    raise CkptError("a legacy torch file's description refers to something outside")
