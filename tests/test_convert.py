@@ -660,7 +660,8 @@ def test_real_zoo(shared: Path, tmp_path: Path) -> None:
     words = {
         "torchscript": "TorchScript", "damaged-truncated": "truncated", "damaged-bitflip": "data/0",
         "damaged-missing-storage": "missing", "hostile-exec": "would run code", "sparse": "it is sparse",
-        "damaged-empty": "is empty", "damaged-lfs-pointer": "LFS pointer", "dtypes": "no complex128", "key-oddities": "would be called 'dup.x'",
+        "damaged-empty": "is empty", "damaged-lfs-pointer": "LFS pointer",
+        "dtypes": "no complex128", "key-oddities": "would be called 'dup.x'",
     }  # fmt: skip
     assert set(reasons) == set(words)
     for name, word in words.items():
