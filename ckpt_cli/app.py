@@ -75,6 +75,7 @@ def main(arguments: list[str] | None = None) -> int:
         from typer.completion import completion_init  # type: ignore[attr-defined]
 
         completion_init()
+    out.mend_streams()
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
@@ -84,8 +85,8 @@ def main(arguments: list[str] | None = None) -> int:
         if code == 130:  # what Typer makes of Ctrl-C
             raise KeyboardInterrupt
         return code if isinstance(code, int) else 0
-    except (BrokenPipeError, out.ClosedPipe):
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except (BrokenPipeError, SystemExit):  # Typer exits by itself when nobody reads the help
+        out.drop_stdout()
         return 0
     except (KeyboardInterrupt, typer.Abort):
         return _fail(CkptError("interrupted"), 130)
@@ -122,7 +123,7 @@ def _usage_error(error: Exception) -> CkptError | None:
         print(error.format_message(), file=sys.stderr)
         return CkptError("")
     message = error.format_message().rstrip(".")
-    message = message[:1].lower() + message[1:]
+    message = (message[:1].lower() + message[1:]).split(" (Possible options")[0]
     close = list(getattr(error, "possibilities", None) or [])
     if message.startswith("no such command"):
         typed = message.split("'")[1] if "'" in message else ""

@@ -48,10 +48,15 @@ def staged(target: str, replace: bool) -> Iterator[int]:
 def _staged(folder: str, target: str, replace: bool) -> Iterator[int]:
     # Not made of the target's name, which may be as long as a name can be.
     temporary = os.path.join(folder, f".ckpt-{os.getpid()}-{time.monotonic_ns():x}.tmp")
-    descriptor = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_CLOEXEC", 0), 0o666)
+    try:
+        descriptor = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_CLOEXEC", 0), 0o666)
+    except OSError as error:
+        raise CkptError(f"{folder} cannot be written to: {error.strerror}", path=folder) from error
     try:
         try:
             yield descriptor
+        except OSError as error:
+            raise CkptError(f"{target} cannot be written: {error.strerror}", path=target) from error
         finally:
             os.close(descriptor)
         if replace:

@@ -21,13 +21,17 @@ OURS: tuple[Role, ...] = ("export", "manifest", "other")
 
 
 class Part(NamedTuple):
-    """One file of a checkpoint. `modified` is its mtime in nanoseconds since the epoch."""
+    """One file of a checkpoint. `modified` is its mtime in nanoseconds since the epoch.
+
+    `linked` says that it is a symbolic link; size and time are then its target's.
+    """
 
     role: Role
     path: str
     bytes: int
     modified: int
     rank: int | None = None
+    linked: bool = False
 
 
 class Problem(NamedTuple):

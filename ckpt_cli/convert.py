@@ -22,13 +22,13 @@ from ckpt_cli.checkpoint import TensorFile, TensorInfo
 from ckpt_cli.errors import CkptError, Refused
 from ckpt_cli.formats import FileSource
 from ckpt_cli.formats import safetensors as target_format
+from ckpt_cli.layouts import read_json
 from ckpt_cli.tensors import blocks, check_storage, crc32, is_contiguous, range_crc32, read_tensors, readable
 from ckpt_cli.ties import Alias, untie
 
 Advance = Callable[[int], None]
 # How much is written before the disk is set to work on it.
 _FLUSH = 16 << 20
-_MAX_META = 16 << 20
 # torch.compile wraps the module, and every name under it gets this piece, once for each time.
 _WRAPPER = re.compile(r"(?:^|(?<=\.))(?:_orig_mod\.)+")
 _CODES = {dtype: code for code, (dtype, _) in target_format.DTYPES.items()}
@@ -239,6 +239,8 @@ def output_path(source: str, output: str | None, make: bool) -> str:
     name = os.path.splitext(os.path.basename(source))[0] + ".safetensors"
     if output is None:
         return os.path.join(os.path.dirname(source), name)
+    if not output:
+        raise CkptError("-o is empty")
     output = os.path.expanduser(output)
     if output.endswith(os.sep) or os.path.isdir(output):
         if make:
@@ -260,10 +262,9 @@ def refuse_output(output: str, sources: Sequence[str], force: bool) -> None:
         raise Refused(f"{output} is there already", "--force replaces it")
 
 
-def read_text(path: str) -> str:
-    """A small text file word for word; what is no text is a CkptError."""
-    try:
-        with open(path, encoding="utf-8", newline="") as file:
-            return file.read(_MAX_META)
-    except UnicodeDecodeError as error:
-        raise CkptError(f"{path} is no text, so it cannot go along") from error
+def read_meta(path: str) -> str:
+    """A meta file word for word, in whatever encoding JSON allows; raises CkptError where it is no JSON."""
+    read_json(path)
+    with open(path, "rb") as file:
+        data = file.read()
+    return data.decode(json.detect_encoding(data), "replace")

@@ -26,12 +26,17 @@ _SKIPPED = re.compile(r"base_data.*|eval_bundle|report|tokenizer|\..*", re.DOTAL
 
 
 class Discovery(NamedTuple):
-    """What lies below a root. `trash` are the runs that hold a `.ckpt-trash`, each as a checkpoint without parts."""
+    """What lies below a root.
+
+    `trash` are the runs that hold a `.ckpt-trash`, each as a checkpoint without parts; `targets` the files that
+    symbolic links in the tree point to.
+    """
 
     root: str
     checkpoints: tuple[Checkpoint, ...]
     warnings: tuple[str, ...]
     trash: tuple[Checkpoint, ...]
+    targets: frozenset[str] = frozenset()
 
 
 def discover(
@@ -53,11 +58,15 @@ def discover(
     found: list[Checkpoint] = []
     warnings: list[str] = []
     trash = []
+    targets: set[str] = set()
     for folder in walk(root, sources=sources, depth=depth, now=now, grace=grace, warnings=warnings):
         if TRASH in folder.folders:
-            trash.append(Checkpoint("trash", folder.source, folder.tag, None, None, TRASH, folder.path, ()))
+            run = Checkpoint("trash", folder.source, folder.tag, None, None, TRASH, folder.path, ())
+            trash.append(run._replace(linked=folder.linked))
+        targets.update(os.path.realpath(entry.path) for entry in folder.files.values() if entry.is_symlink())
         found.extend(_scan(folder))
-    return Discovery(root, tuple(sorted(_unique(found), key=_order(sources))), tuple(warnings), tuple(trash))
+    ordered = sorted(_unique(found), key=_order(sources))
+    return Discovery(root, tuple(ordered), tuple(warnings), tuple(trash), frozenset(targets))
 
 
 def walk(
@@ -126,10 +135,9 @@ def place(path: str, root: str, sources: Mapping[str, str] = SOURCES) -> tuple[s
         if part in sources:
             rest = below[:index] + below[index + 1 :]
             return sources[part], "/".join(rest) or own
-    if own in sources:
-        return sources[own], "/".join(below) or own
-    if not below and len(parts) > 1 and parts[-2] in sources:
-        return sources[parts[-2]], own
+    for part in reversed(parts[max(0, above - MAX_DEPTH) : above]):
+        if part in sources:
+            return sources[part], "/".join(below) or own
     if len(parts) > 3 and parts[-4] == "experiments" and parts[-1] in sources.values():
         return parts[-1], "/".join(below[:-1]) or (own if below else parts[-2])
     return None, "/".join(below) or own

@@ -6,17 +6,19 @@ from __future__ import annotations
 class CkptError(Exception):
     """A wrong call or an unusable input (exit 2); the children below carry the other exit codes.
 
-    `message` is one sentence without a full stop; `hint`, where there is one, names what to run.
+    `message` is one sentence without a full stop; `hint`, where there is one, names what to run; `path` is the
+    file it is about, where it is about one.
     """
 
     code = 2
     # How the failure is called among the `problems` of a JSON object.
     kind = "unusable"
 
-    def __init__(self, message: str, hint: str | None = None) -> None:
+    def __init__(self, message: str, hint: str | None = None, path: str | None = None) -> None:
         super().__init__(message)
         self.message = message
         self.hint = hint
+        self.path = path
 
 
 class NotFound(CkptError):

@@ -9,15 +9,16 @@ from __future__ import annotations
 import errno
 import json
 import os
-import secrets
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from ckpt_cli.atomic import NO_SPACE, fsync_directory
+from ckpt_cli.atomic import NO_SPACE, fsync_directory, locked
+from ckpt_cli.checkpoint import Checkpoint, Role
 from ckpt_cli.discover import TRASH
+from ckpt_cli.errors import CkptError, Refused
 
 JOURNAL = "journal"
 OperationState = Literal["interrupted", "deleting", "trash", "garbled"]
@@ -75,7 +76,46 @@ def new_id() -> str:
     """Sorts by time, also within a second; unique among processes."""
     now = time.time_ns()
     moment = time.strftime("%Y%m%d-%H%M%S", time.gmtime(now // 1_000_000_000))
-    return f"{moment}-{now // 1000 % 1_000_000:06d}{secrets.token_hex(2)}"
+    return f"{moment}-{now // 1000 % 1_000_000:06d}{os.urandom(2).hex()}"
+
+
+@dataclass
+class Outcome:
+    """Refs that were dealt with, and what stayed: (path, why). `again`: cut short, and to be tried again."""
+
+    done: list[str] = field(default_factory=list)
+    stayed: list[tuple[str, str]] = field(default_factory=list)
+    freed: int = 0
+    again: bool = False
+
+    def add(self, other: Outcome) -> None:
+        self.done += other.done
+        self.stayed += other.stayed
+        self.freed += other.freed
+
+
+def plan_removal(checkpoint: Checkpoint, order: Sequence[Role]) -> Removal:
+    """The checkpoint's files in the layout's order; raises Refused when one is not as it was listed."""
+    files = []
+    parts = sorted(checkpoint.parts, key=lambda part: order.index(part.role) if part.role in order else len(order))
+    for part in parts:
+        try:
+            status = os.stat(part.path)
+            own = os.lstat(part.path)
+        except OSError as error:
+            raise Refused(f"{part.path} is gone since it was listed", "run prune again") from error
+        if (status.st_size, status.st_mtime_ns) != (part.bytes, part.modified):
+            raise Refused(f"{part.path} has changed since it was listed", "run prune again")
+        # Of a link only the link goes.
+        size = 0 if part.linked else part.bytes
+        files.append(File(os.path.basename(part.path), size, own.st_mtime_ns, own.st_ino))
+    return Removal(checkpoint.ref, tuple(files))
+
+
+def unchanged(checkpoints: Iterable[Checkpoint]) -> None:
+    """Raises Refused when a file that a plan counts on is not as it was listed."""
+    for checkpoint in checkpoints:
+        plan_removal(checkpoint, ())
 
 
 def operations(run: str) -> list[Operation]:
@@ -88,6 +128,24 @@ def operations(run: str) -> list[Operation]:
     except OSError:
         return []
     return [read(run, name) for name in names if is_directory(os.path.join(folder, name))]
+
+
+def interrupted(run: str) -> bool:
+    """Whether an operation of this run was cut off, by a process that is gone."""
+    if all(operation.state in ("trash", "garbled") for operation in operations(run)):
+        return False
+    try:
+        with locked(run):
+            return True
+    except CkptError:
+        return False
+
+
+def garbled(run: str) -> bool:
+    """Whether files lie in the trash of this run that no journal tells of."""
+    return any(
+        operation.state == "garbled" and set(os.listdir(operation.folder)) - {JOURNAL} for operation in operations(run)
+    )
 
 
 def begin(operation: Operation, keep_trash: bool) -> int:

@@ -5,16 +5,21 @@ from __future__ import annotations
 from typing import Any
 
 from ckpt_cli.checkpoint import Checkpoint
-from ckpt_cli.errors import CkptError
+from ckpt_cli.errors import CkptError, Damaged
 from ckpt_cli.layouts import read_json
 from ckpt_cli.tensors import read_tensors
+
+_MAX_LEVELS = 100
 
 
 def read_metadata(checkpoint: Checkpoint | None, file: str | None) -> Any:
     """The metadata of a checkpoint, or of a file that is part of none. Raises CkptError where there is none."""
     if checkpoint is not None:
         for part in checkpoint.having("meta", "config"):
-            return read_json(part.path)
+            try:
+                return read_json(part.path)
+            except CkptError as error:
+                raise Damaged(error.message, path=part.path) from error
         for part in checkpoint.having("model"):
             return nested(read_tensors(part.path).values)
         raise CkptError(f"{checkpoint.ref} has neither a meta nor a model file")
@@ -27,7 +32,7 @@ def nested(values: dict[str, Any]) -> dict[str, Any]:
     """Values by dotted name as an object of objects, where the names allow it."""
     root: dict[str, Any] = {}
     for name, value in values.items():
-        *path, last = name.split(".")
+        *path, last = name.split(".") if name.count(".") < _MAX_LEVELS else [name]
         place: Any = root
         for piece in path:
             place = place.setdefault(piece, {}) if isinstance(place, dict) else None

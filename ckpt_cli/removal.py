@@ -10,12 +10,11 @@ prune finishes that too. A trash is inside the run's directory and so always on 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
-from ckpt_cli.atomic import NO_SPACE, fsync_directory, locked, rename_new, same_file
-from ckpt_cli.checkpoint import Checkpoint, Role
+from ckpt_cli.atomic import NO_SPACE, fsync_directory, rename_new, same_file
 from ckpt_cli.discover import TRASH
 from ckpt_cli.errors import CkptError, Interrupted, NotFound, Refused
 from ckpt_cli.interrupts import interruptible, uninterruptible
@@ -23,6 +22,7 @@ from ckpt_cli.journal import (
     JOURNAL,
     File,
     Operation,
+    Outcome,
     Removal,
     append,
     begin,
@@ -35,45 +35,8 @@ from ckpt_cli.journal import (
 )
 
 
-@dataclass
-class Outcome:
-    """Refs that were dealt with, and what stayed: (path, why). `again`: cut short, and to be tried again."""
-
-    done: list[str] = field(default_factory=list)
-    stayed: list[tuple[str, str]] = field(default_factory=list)
-    freed: int = 0
-    again: bool = False
-
-    def add(self, other: Outcome) -> None:
-        self.done += other.done
-        self.stayed += other.stayed
-        self.freed += other.freed
-
-
 class NoRoom(CkptError):
     """The journal cannot be made: the disk is full."""
-
-
-def plan_removal(checkpoint: Checkpoint, order: Sequence[Role]) -> Removal:
-    """The checkpoint's files in the layout's order; raises Refused when one is not as it was listed."""
-    files = []
-    parts = sorted(checkpoint.parts, key=lambda part: order.index(part.role) if part.role in order else len(order))
-    for part in parts:
-        try:
-            status = os.stat(part.path)
-            own = os.lstat(part.path)
-        except OSError as error:
-            raise Refused(f"{part.path} is gone since it was listed", "run prune again") from error
-        if (status.st_size, status.st_mtime_ns) != (part.bytes, part.modified):
-            raise Refused(f"{part.path} has changed since it was listed", "run prune again")
-        files.append(File(os.path.basename(part.path), part.bytes, own.st_mtime_ns, own.st_ino))
-    return Removal(checkpoint.ref, tuple(files))
-
-
-def unchanged(checkpoints: Iterable[Checkpoint]) -> None:
-    """Raises Refused when a file that a plan counts on is not as it was listed."""
-    for checkpoint in checkpoints:
-        plan_removal(checkpoint, ())
 
 
 def remove(
@@ -98,10 +61,13 @@ def remove(
                     full.append((run, removals))
                 except OSError as error:
                     total.stayed.append((run, error.strerror or str(error)))
-        except BaseException:
+        except BaseException as error:
+            # By what was planned, not by what is known to have moved: an interrupt may come between the two.
             with uninterruptible():
-                for operation in reversed(moved):
-                    undo(operation)
+                left = [stay for run, _ in reversed(planned) for stay in _roll_back(run, id)]
+            if isinstance(error, (KeyboardInterrupt, Interrupted)):
+                what = f"{left[0][0]} stayed: {left[0][1]}" if left else "everything is back in its place"
+                raise Interrupted(f"interrupted: {what}") from error
             raise
         for operation in moved:
             if keep_trash:
@@ -109,11 +75,27 @@ def remove(
             else:
                 total.add(_delete(operation))
         for run, removals in full:
-            if without_journal(run):
+            # Without room for a journal nothing can wait in a trash, and to delete it was not asked for.
+            if not keep_trash and without_journal(run):
                 total.add(_remove_unjournalled(run, removals))
             else:
                 total.stayed.append((run, "there is no room for a journal: the disk is full"))
     return total
+
+
+def _roll_back(run: str, id: str) -> list[tuple[str, str]]:
+    """Undoes the operation in one run, if it is there; returns what stayed, which is trash from then on."""
+    if not is_directory(os.path.join(run, TRASH, id)):
+        return []
+    operation = read(run, id)
+    try:
+        mark(operation, {"state": "undo"})
+        outcome = _put_back(operation)
+        if is_directory(operation.folder):
+            mark(operation, {"state": "trash", "failed": outcome.done})
+    except OSError as error:
+        return [(operation.folder, error.strerror or str(error))]
+    return outcome.stayed
 
 
 def _move_away(operation: Operation, keep_trash: bool, outcome: Outcome) -> Operation:
@@ -183,17 +165,6 @@ def _remove_unjournalled(run: str, removals: Sequence[Removal]) -> Outcome:
     return outcome
 
 
-def interrupted(run: str) -> bool:
-    """Whether an operation of this run was cut off, by a process that is gone."""
-    if all(operation.state == "trash" for operation in operations(run)):
-        return False
-    try:
-        with locked(run):
-            return True
-    except CkptError:
-        return False
-
-
 def recover(run: str) -> list[str]:
     """Settles what earlier operations of the run left: puts back, or finishes deleting. Says what it did.
 
@@ -232,9 +203,24 @@ def undo(operation: Operation) -> Outcome:
 def purge(operation: Operation) -> Outcome:
     """Deletes what the operation holds. The caller holds the lock."""
     operation = _again(operation)
-    # Killed half way, the next prune deletes the rest.
-    mark(operation, {"state": "purge"})
-    return _delete(operation)
+    if operation.state != "interrupted":
+        # Killed half way, the next prune deletes the rest.
+        mark(operation, {"state": "purge"})
+        return _delete(operation)
+    # Cut off while files were moved: what is in the trash as a whole goes, what is there in part comes back.
+    whole = [r for r in operation.removals if all(_is_away(operation, file) for file in r.files)]
+    rest = tuple(r for r in operation.removals if r not in whole)
+    with uninterruptible():
+        back = _put_back(replace(operation, removals=rest), forget=False)
+    mark(operation, {"state": "purge", "failed": [removal.ref for removal in rest]})
+    outcome = _delete(replace(operation, removals=tuple(whole)))
+    outcome.stayed += back.stayed
+    return outcome
+
+
+def _is_away(operation: Operation, file: File) -> bool:
+    home, away = os.path.join(operation.run, file.name), os.path.join(operation.folder, file.name)
+    return os.path.lexists(away) and not same_file(home, away)
 
 
 def _again(operation: Operation) -> Operation:
@@ -303,7 +289,7 @@ def _restore(operation: Operation, file: File, outcome: Outcome) -> bool:
     return True
 
 
-def _put_back(operation: Operation) -> Outcome:
+def _put_back(operation: Operation, forget: bool = True) -> Outcome:
     """Restores whole checkpoints, the model last; drops the operation when nothing of it is left in the trash.
 
     A checkpoint of which a file is gone for good, or whose place is taken, stays in the trash as it is.
@@ -325,7 +311,8 @@ def _put_back(operation: Operation) -> Outcome:
         outcome.stayed.append((operation.run, error.strerror or str(error)))
         outcome.again = True
     else:
-        _forget(operation)
+        if forget:
+            _forget(operation)
     return outcome
 
 

@@ -53,16 +53,25 @@ class Plan:
     @property
     def freed(self) -> int:
         """Bytes that go, exports that go along with their checkpoint included."""
-        return sum(part.bytes for checkpoint in self.removed for part in checkpoint.parts)
+        return sum(freed_by(checkpoint) for checkpoint in self.removed)
+
+
+def freed_by(checkpoint: Checkpoint) -> int:
+    """Bytes that the disk gets back: of a part that is a link, only the link goes."""
+    return sum(part.bytes for part in checkpoint.parts if not part.linked)
 
 
 @dataclass(frozen=True)
 class Rules:
-    """How far a plan may go. `grace` is nanoseconds; `needs` finds, by layout, what a checkpoint needs."""
+    """How far a plan may go. `grace` is nanoseconds; `needs` finds, by layout, what a checkpoint needs.
+
+    `targets` are the files that symbolic links point to.
+    """
 
     now: int
     grace: int
     needs: Mapping[str, Needs | None]
+    targets: frozenset[str] = frozenset()
     allow_empty: bool = False
     incomplete: bool = False
     trust_steps: bool = False
@@ -74,7 +83,7 @@ def keep_last(count: int) -> Policy:
         raise CkptError(f"--keep takes a number from 0, not {count}")
 
     def policy(run: Sequence[Checkpoint], now: int) -> Mapping[str, str]:
-        return {checkpoint.ref: f"last {count}" for checkpoint in run[len(run) - count :]} if count else {}
+        return {checkpoint.ref: f"last {count}" for checkpoint in run[max(0, len(run) - count) :]}
 
     return policy
 
@@ -140,8 +149,11 @@ def _run_plan(run: Sequence[Checkpoint], policies: Mapping[str, Policy], rules: 
     reasons = _reasons(run, policies, rules)
     keep, remove, ignored = [], [], []
     for checkpoint in run:
-        if checkpoint.ref in reasons:
-            keep.append(Kept(checkpoint, tuple(dict.fromkeys(reasons[checkpoint.ref]))))
+        why = tuple(dict.fromkeys(reasons.get(checkpoint.ref, ())))
+        if why and is_complete(checkpoint):
+            keep.append(Kept(checkpoint, why))
+        elif why:
+            ignored.append(Ignored(checkpoint, f"{checkpoint.state}: {', '.join(why)}"))
         elif checkpoint.state == "in-progress":
             ignored.append(Ignored(checkpoint, "in progress"))
         elif checkpoint.state == "incomplete" and not (rules.incomplete or rules.allow_empty):
@@ -151,7 +163,7 @@ def _run_plan(run: Sequence[Checkpoint], policies: Mapping[str, Policy], rules: 
     if remove and not keep and not rules.allow_empty:
         raise Refused(
             f"nothing of {first.run} would be kept",
-            f"`ckpt prune {first.run} --keep 0 --allow-empty` removes this one run",
+            f"with {first.run} as TARGET, --keep 0 --allow-empty removes this one run",
         )
     return RunPlan(first.source, first.tag, first.dir, tuple(keep), tuple(remove), tuple(ignored))
 
@@ -166,6 +178,8 @@ def _reasons(run: Sequence[Checkpoint], policies: Mapping[str, Policy], rules: R
     for checkpoint in run:
         if checkpoint.pinned:
             reasons.setdefault(checkpoint.ref, []).append("pinned")
+        if any(part.path in rules.targets for part in checkpoint.parts):
+            reasons.setdefault(checkpoint.ref, []).append("a link points to it")
     # `--keep 0` alone keeps nothing, and is then refused; it must not turn into "the newest" in silence.
     if reasons:
         for found, reason in (
@@ -186,20 +200,16 @@ def _reasons(run: Sequence[Checkpoint], policies: Mapping[str, Policy], rules: R
 
 
 def _refuse_restarted(run: Sequence[Checkpoint], grace: int) -> None:
-    """A lower step written well after a higher one: the run was started again in its own folder.
-
-    The model files tell; a meta may be edited later.
-    """
-    latest: tuple[int, Checkpoint] | None = None
+    """A lower step written well after a higher one: the run was started again in its own folder."""
+    latest: Checkpoint | None = None
     for checkpoint in run:
-        written = max((part.modified for part in checkpoint.having("model")), default=None)
-        if written is None or checkpoint.step is None:
+        if checkpoint.step is None:
             continue
-        if latest and written + grace < latest[0]:
+        if latest and checkpoint.modified + grace < latest.modified:
             raise Refused(
-                f"{latest[1].ref} was written after {checkpoint.ref}: the run was restarted in its own folder, "
+                f"{latest.ref} was written after {checkpoint.ref}: the run was restarted in its own folder, "
                 "and the highest step need not be the newest",
                 "--trust-steps goes by the steps all the same",
             )
-        if latest is None or written > latest[0]:
-            latest = (written, checkpoint)
+        if latest is None or checkpoint.modified > latest.modified:
+            latest = checkpoint

@@ -47,8 +47,9 @@ class Query(NamedTuple):
 
     @property
     def trash(self) -> tuple[str, ...]:
-        """The directories with a trash of the runs that are meant."""
-        return tuple(t.dir for t in self.found.trash if _fits(t, self.source, self.tag, None, wholly=False))
+        """The directories with a trash of the runs that are meant; those outside the root are not."""
+        runs = (t for t in self.found.trash if not t.linked)
+        return tuple(t.dir for t in runs if _fits(t, self.source, self.tag, None, wholly=False))
 
 
 def resolve(
@@ -62,22 +63,33 @@ def resolve(
 ) -> Query:
     """Reads TARGET and the options beside it: a path by its form, else a selector, else a path that exists.
 
-    Raises CkptError for what does not exist, contradicts itself or fits nothing.
+    Raises CkptError for what does not exist, contradicts itself, fits nothing or is empty: an unset variable of a
+    script must not mean everything.
     """
+    for name, given in (("TARGET", target), ("--root", root), ("--source", source), ("--tag", tag), ("--step", step)):
+        if given == "":
+            raise CkptError(f"{name} is empty")
     if target is not None and is_path(target):
         return _at_path(target, root, source, tag, step)
     place = find_root(root, environ, cwd)
     found = discover(place.path) if os.path.isdir(place.path) else Discovery(place.path, (), (), ())
+    if tag and not source and not any(c.tag == tag for c in found.checkpoints):
+        # SOURCE/TAG, as it is printed, is understood here too.
+        first, _, rest = tag.partition("/")
+        if rest and any(c.source == first for c in found.checkpoints):
+            source, tag = first, rest
     if target is not None:
         try:
             parsed = parse(target, found)
-        except CkptError:
+        except CkptError as error:
             if not os.path.lexists(target):
+                # What could not be read may be what was meant.
+                error.hint = found.warnings[0] if found.warnings else error.hint
                 raise
             query = _at_path(target, root, source, tag, step)
             return query._replace(notes=(f"{target} matches no run, so it is taken as a path",))
         for name, said, option in zip(("source", "tag", "step"), parsed, (source, tag, step)):
-            if said and option and said != option:
+            if said and option and said != option and not _same_number(said, option):
                 raise CkptError(f"{target!a} and --{name} {option} contradict each other")
         source, tag, step = (said or option for said, option in zip(parsed, (source, tag, step)))
     return Query(place, found, None, source, tag, step)
@@ -90,63 +102,69 @@ def _at_path(target: str, root: str | None, source: str | None, tag: str | None,
             raise CkptError(f"{target} is a directory, which acts as the root: it cannot go with --root")
         place = Root(os.path.realpath(path), "TARGET")
         return Query(place, discover(place.path), None, source, tag, step)
-    if not os.path.lexists(path):
-        raise CkptError(f"there is no file {target}", _near(path))
+    try:
+        os.lstat(path)
+    except FileNotFoundError:
+        raise CkptError(f"there is no file {target}", _near(path)) from None
+    except OSError as error:
+        raise CkptError(f"{target} cannot be reached: {error.strerror}") from error
     if source or tag or step:
         raise CkptError(f"{target} names one file: no source, tag or step goes with it")
-    folder = os.path.realpath(os.path.dirname(path) or ".")
-    file = os.path.join(folder, os.path.basename(path))
-    return Query(Root(folder, "TARGET"), discover(folder, depth=0), file, None, None, None)
+    # The file where it lies, then what a link to it leads to.
+    for name in (path, os.path.realpath(path)) if os.path.islink(path) else (path,):
+        folder = os.path.realpath(os.path.dirname(name) or ".")
+        file = os.path.join(folder, os.path.basename(name))
+        query = Query(Root(folder, "TARGET"), discover(folder, depth=0), file, None, None, None)
+        if query.pool:
+            return query
+    return query
 
 
 def choose(query: Query) -> tuple[Checkpoint, ...]:
     """The set of checkpoints that is meant: every step of a run where none is named, everything without TARGET."""
     pool = query.pool
+    if query.file and not pool:
+        raise CkptError(f"{query.file} is no part of a checkpoint")
     if query.step is None:
         return pool
-    runs = _runs(pool)
     if query.step in ("latest", "best"):
-        picked = (_step_of(run, query.step, is_complete) for run in runs)
-        return tuple(checkpoint for checkpoint in picked if checkpoint)
+        return _of_each_run(pool, query.step)
     chosen = tuple(c for c in pool if _has_step(c, query.step))
     if not chosen:
         raise _no_step(query, pool)
     return chosen
 
 
-def choose_one(query: Query, accept: Accept | None = None) -> tuple[Checkpoint, str | None]:
-    """The one checkpoint that is meant, and a note where that was a guess: of a run the newest complete one.
+def choose_one(query: Query, accept: Accept | None = None, what: str = "complete") -> tuple[Checkpoint, str | None]:
+    """The one checkpoint that is meant, and why its run was taken where that was a guess.
 
-    `accept` says which checkpoints count when no step is named. Raises CkptError for an ambiguous selector,
-    with the candidates, and NotFound where nothing counts.
+    `accept` says which checkpoints count when no step is named (the newest of them is taken), `what` how to call
+    them. Raises CkptError for an ambiguous selector, with the candidates, and NotFound where nothing counts.
     """
     accept = accept or is_complete
     pool = query.pool
     if not pool:
         if query.file:
-            raise NotFound(f"{query.file} is no part of a checkpoint")
+            raise CkptError(f"{query.file} is no part of a checkpoint")
         raise NotFound(f"there are no checkpoints in {query.root.path}", "`ckpt demo` writes a small tree to try")
     if query.file:
         return pool[0], None
     runs = _runs(pool)
     why = None
-    if query.tag:
-        if query.step not in (None, "latest", "best"):
-            runs = [run for run in runs if any(_has_step(c, query.step or "") for c in run)]
-            if not runs:
-                raise _no_step(query, pool)
-        if len(runs) > 1:
-            names = [run[0].run for run in runs]
-            raise CkptError(f"{query.tag!a} is ambiguous: {', '.join(names)}", f"name the source too, as in {names[0]}")
-    elif len(runs) > 1:
+    if query.step not in (None, "latest", "best"):
+        runs = [run for run in runs if any(_has_step(c, query.step or "") for c in run)]
+        if not runs:
+            raise _no_step(query, pool)
+    if query.tag and len(runs) > 1:
+        names = [run[0].run for run in runs]
+        raise CkptError(f"{query.tag!a} is ambiguous: {', '.join(names)}", f"name the source too, as in {names[0]}")
+    if len(runs) > 1:
         run, why = _default_run(runs, accept)
         runs = [run]
     checkpoint = _step_of(runs[0], query.step, accept)
-    if checkpoint is None and query.step not in (None, "latest", "best"):
-        raise _no_step(query, runs[0])
     if checkpoint is None:
-        raise NotFound(f"no such checkpoint in {runs[0][0].run}", f"`ckpt list {runs[0][0].run}` shows what is there")
-    return checkpoint, f"took {checkpoint.ref} ({why})" if why else None
+        raise NotFound(f"no checkpoint of {runs[0][0].run} is {what}", "`ckpt list` shows what is there")
+    return checkpoint, why
 
 
 def parse(selector: str, found: Discovery) -> tuple[str | None, str | None, str | None]:
@@ -179,7 +197,7 @@ def _with_source(
 ) -> list[tuple[str | None, str | None, str | None]]:
     readings: list[tuple[str | None, str | None, str | None]] = [(None, "/".join(pieces) or None, step)]
     if pieces and pieces[0] in sources:
-        readings.insert(0, (pieces[0], "/".join(pieces[1:]) or None, step))
+        readings.append((pieces[0], "/".join(pieces[1:]) or None, step))
     return readings
 
 
@@ -197,6 +215,23 @@ def _has_step(checkpoint: Checkpoint, step: str) -> bool:
     return bool(_NUMBER.fullmatch(step)) and len(step) < 300 and checkpoint.step == int(step)
 
 
+def _of_each_run(pool: Sequence[Checkpoint], step: str) -> tuple[Checkpoint, ...]:
+    """The latest or best of each run; runs without a metric are left out where others have one."""
+    picked, failure = [], None
+    for run in _runs(pool):
+        try:
+            picked.append(_step_of(run, step, is_complete))
+        except NotFound as error:
+            failure = error
+    if failure and not any(picked):
+        raise failure
+    return tuple(checkpoint for checkpoint in picked if checkpoint)
+
+
+def _same_number(one: str, other: str) -> bool:
+    return bool(_NUMBER.fullmatch(one) and _NUMBER.fullmatch(other)) and one.lstrip("0") == other.lstrip("0")
+
+
 def _step_of(run: Sequence[Checkpoint], step: str | None, accept: Accept) -> Checkpoint | None:
     """The checkpoint of one run at a step: a number or name, `best`, or the newest that counts."""
     if step == "best":
@@ -212,7 +247,7 @@ def _step_of(run: Sequence[Checkpoint], step: str | None, accept: Accept) -> Che
 def _no_step(query: Query, pool: Sequence[Checkpoint]) -> CkptError:
     if not _NUMBER.fullmatch(query.step or "") and all(c.name != query.step for c in pool):
         return CkptError(f"{query.step!a} is no step there: a number, latest or best")
-    where = query.tag or query.source or query.root.path
+    where = "/".join(name for name in (query.source, query.tag) if name) or query.root.path
     there = [str(c.step) for c in pool if c.step is not None][-6:]
     return CkptError(
         f"there is no step {query.step} in {where}", f"the last ones are {', '.join(there)}" if there else None
@@ -253,7 +288,9 @@ def _default_run(runs: Sequence[list[Checkpoint]], accept: Accept) -> tuple[list
         for source in dict.fromkeys(run[0].source for run in whole):
             deep = [(int(m[1]), run) for run in whole if run[0].source == source and (m := match(run[0].tag))]
             if deep:
-                return max(deep, key=lambda pair: pair[0])[1], why
+                depth, run = max(deep, key=lambda pair: pair[0])
+                larger = any(r[0].source == source and (m := match(r[0].tag)) and int(m[1]) > depth for r in runs)
+                return run, f"{why} with one that counts" if larger else why
     return max(whole, key=lambda run: max(c.modified for c in run)), "the newest run"
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 from ckpt_cli.checkpoint import Storage, TensorFile, TensorInfo
 from ckpt_cli.errors import CkptError, Damaged
@@ -43,6 +44,8 @@ def recognise(source: ByteSource) -> Format:
     for form in formats():
         if form.matches(head, source.size):
             return form
+    if not head.strip(b"\0"):
+        raise Damaged(f"{source.path} begins with nothing but zeros: a write that never reached the disk")
     for magic, what in _OTHERS:
         if head.lstrip().lower().startswith(magic.lower()) or head.startswith(magic):
             raise CkptError(f"{source.path} is {what}")
@@ -53,14 +56,24 @@ def recognise(source: ByteSource) -> Format:
 
 def read_tensors(path: str) -> TensorFile:
     """What the file at `path` holds. No tensor data is read and nothing of the file is run."""
-    with FileSource(path) as source:
+    with _about(path), FileSource(path) as source:
         return recognise(source).read(source)
 
 
 def check_end(path: str) -> None:
     """What an interrupted write leaves undone, in milliseconds: raises Damaged or CkptError."""
-    with FileSource(path) as source:
+    with _about(path), FileSource(path) as source:
         recognise(source).check(source)
+
+
+@contextmanager
+def _about(path: str) -> Iterator[None]:
+    """Gives every failure the path of the file that was read."""
+    try:
+        yield
+    except CkptError as error:
+        error.path = error.path or path
+        raise
 
 
 def is_contiguous(tensor: TensorInfo) -> bool:
@@ -112,22 +125,17 @@ def _ranges(source: ByteSource, offset: int, length: int) -> Iterator[memoryview
 
 
 def _gathered(source: ByteSource, tensor: TensorInfo, base: int) -> Iterator[bytearray]:
-    """A strided view, block by block along its first dimensions.
-
-    Within a block the source is read in strips along the dimension whose elements lie closest together in
-    the file, and each strip is scattered to its places: a transposed matrix costs one read per column and block.
-    """
+    """A strided view, block by block along its first dimension; neither a block nor what it spans is larger than
+    BLOCK, as far as its dimensions can be divided."""
     shape, stride, item = tensor.shape, tensor.stride, tensor.itemsize
     if not shape or tensor.elements == 0:
         yield bytearray(source.read_at(base + tensor.offset * item, item) if tensor.elements else b"")
         return
     inner = math.prod(shape[1:]) * item
-    if inner > BLOCK:
+    if len(shape) > 1 and (inner > BLOCK or shape[0] == 1):
         for index in range(shape[0]):
-            part = TensorInfo(
-                "", tensor.dtype, shape[1:], stride[1:], tensor.offset + index * stride[0], item, tensor.storage
-            )
-            yield from _gathered(source, part, base)
+            offset = tensor.offset + index * stride[0]
+            yield from _gathered(source, tensor._replace(shape=shape[1:], stride=stride[1:], offset=offset), base)
         return
     rows = max(1, BLOCK // max(inner, 1))
     for first in range(0, shape[0], rows):
@@ -136,7 +144,11 @@ def _gathered(source: ByteSource, tensor: TensorInfo, base: int) -> Iterator[byt
 
 
 def _block(source: ByteSource, shape: tuple[int, ...], stride: tuple[int, ...], start: int, item: int) -> bytearray:
-    """One block of a strided view whose first element lies at byte `start`, gathered in C order."""
+    """One block of a strided view whose first element lies at byte `start`, gathered in C order.
+
+    It is read in strips along one dimension, each scattered to its places. Of a span that fits into memory the
+    longest dimension makes the fewest strips; else the one whose elements lie closest together reads the least.
+    """
     steps, step = [0] * len(shape), 1
     for axis in reversed(range(len(shape))):
         steps[axis] = step
@@ -146,24 +158,45 @@ def _block(source: ByteSource, shape: tuple[int, ...], stride: tuple[int, ...], 
     lanes = item // width
     target = _cells(out, width)
     span = (1 + sum((size - 1) * hop for size, hop in zip(shape, stride))) * item
-    window = source.read_at(start, span) if span <= BLOCK else None
-    axis = min(range(len(shape)), key=lambda a: (shape[a] == 1, stride[a], -a))
-    reach = ((shape[axis] - 1) * stride[axis] + 1) * item
+    if span <= BLOCK:
+        window = memoryview(source.read_at(start, span))
+        axis = max(range(len(shape)), key=lambda a: shape[a])
+    else:
+        window = None
+        axis = min(range(len(shape)), key=lambda a: (shape[a] == 1 or not stride[a], stride[a]))
+
+    def read(at: int, length: int) -> bytes | memoryview:
+        return source.read_at(start + at, length) if window is None else window[at : at + length]
+
     for offset, place in _positions(shape, stride, steps, axis):
-        at = offset * item
-        strip = window[at : at + reach] if window is not None else source.read_at(start + at, reach)
-        cells = _cells(strip, width)
+        strip = _cells(_strip(read, offset * item, shape[axis], stride[axis], item), width)
         for lane in range(lanes):
             first, hop = place * lanes + lane, steps[axis] * lanes
-            last = first + (shape[axis] - 1) * hop + 1
-            if stride[axis]:
-                target[first:last:hop] = cells[lane :: stride[axis] * lanes]
-            else:
-                target[first:last:hop] = _cells(cells[lane : lane + 1].tobytes() * shape[axis], width)
+            target[first : first + (shape[axis] - 1) * hop + 1 : hop] = strip[lane::lanes]
     return out
 
 
-def _cells(data: bytes | bytearray, width: int) -> memoryview:
+def _strip(read: Callable[[int, int], bytes | memoryview], at: int, count: int, hop: int, item: int) -> bytes:
+    """`count` elements that lie `hop` elements apart, from byte `at` on, packed together."""
+    if not hop:
+        return bytes(read(at, item)) * count
+    most = max(1, BLOCK // (hop * item))
+    if count > most:
+        parts = range(0, count, most)
+        return b"".join(_strip(read, at + n * hop * item, min(most, count - n), hop, item) for n in parts)
+    data = read(at, ((count - 1) * hop + 1) * item)
+    if hop == 1:
+        return bytes(data)
+    width = item if item in (1, 2, 4, 8) else 8
+    lanes = item // width
+    cells, packed = _cells(data, width), bytearray(count * item)
+    target = _cells(packed, width)
+    for lane in range(lanes):
+        target[lane::lanes] = cells[lane :: hop * lanes]
+    return bytes(packed)
+
+
+def _cells(data: bytes | bytearray | memoryview, width: int) -> memoryview:
     """The bytes as a sequence of items of 1, 2, 4 or 8 bytes, which slices with a step."""
     view = memoryview(data)
     return view.cast("B") if width == 1 else view.cast("H") if width == 2 else view.cast("I" if width == 4 else "Q")
@@ -231,4 +264,5 @@ def check_storage(source: ByteSource, storage: Storage) -> None:
     if storage.crc32 is None or storage.packed:
         return
     if range_crc32(source, storage.offset, storage.bytes) != storage.crc32:
-        raise Damaged(f"{source.path}: record data/{storage.name} is damaged: its CRC32 does not fit")
+        what = f"{source.path}: record data/{storage.name} is damaged: its CRC32 does not fit"
+        raise Damaged(what, path=source.path)

@@ -1059,3 +1059,35 @@ def test_a_large_pickle_is_read_in_reasonable_time(tmp_path: Path) -> None:
     begun = time.process_time()
     assert len(read_tensors(str(tmp_path / "many.pt")).tensors) == 20_000
     assert time.process_time() - begun < 5
+
+
+@pytest.mark.parametrize("name", ["myproj.io.Config", "nets.code.Args", "lab.commands.Opts", "company.site.cfg.Cfg"])
+def test_a_module_that_is_called_like_another_runs_nothing(name: str, tmp_path: Path) -> None:
+    """People call their own modules io and code."""
+    module, _, attribute = name.rpartition(".")
+    path = write_zip(tmp_path / "x.pt", b"\x80\x02c" + f"{module}\n{attribute}\n".encode() + b")R.")
+    assert [foreign.name for foreign in read_tensors(str(path)).foreign_globals] == [name]
+
+
+def test_a_column_of_a_wide_matrix_needs_no_more_than_a_buffer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No read is larger than a block, whatever the view spans."""
+    monkeypatch.setattr("ckpt_cli.tensors.BLOCK", 1 << 12)
+    matrix = torch.arange(600 * 50.0).view(600, 50)
+    views = {"column": matrix[:, 0], "some": matrix[::7, ::3], "row": matrix[:1].t(), "both": matrix[:, 3:5].t()}
+    views |= {"wide": matrix[:3].t(), "repeated": matrix[:, :1].expand(600, 9), "complex": views["column"] + 0j}
+    views["pairs"] = torch.zeros(300, 40, dtype=torch.complex128)[:, 7]
+    torch.save(views, tmp_path / "views.pt")
+    largest = 0
+    real = FileSource.read_at
+
+    def read_at(self: FileSource, offset: int, length: int) -> bytes:
+        nonlocal largest
+        largest = max(largest, length)
+        return real(self, offset, length)
+
+    file = read_tensors(str(tmp_path / "views.pt"))
+    monkeypatch.setattr(FileSource, "read_at", read_at)
+    with FileSource(str(tmp_path / "views.pt")) as source:
+        ours = {tensor.name: digest(source, tensor) for tensor in file.tensors}
+    assert ours == {name: entry for name, *_, entry in told(torch.load(tmp_path / "views.pt", weights_only=True))}
+    assert largest <= 1 << 12

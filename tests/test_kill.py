@@ -364,7 +364,7 @@ def test_killed_prune_then_another_policy(bench: Bench) -> None:
 
 def test_killed_whole_run(bench: Bench, single: Path) -> None:
     """A kill while a whole run goes: what the trainer finds is whole or nothing, at every instant."""
-    argv = ("prune", "--keep", "0", "--allow-empty", "--yes")
+    argv = ("prune", "--tag", "d2", "--keep", "0", "--allow-empty", "--yes")
     calls = counted(bench, argv, single)
 
     def check(worker: Worker, tree: Path, point: tuple[str, int]) -> None:

@@ -111,6 +111,15 @@ def test_storages_that_do_not_fit(tmp_path: Path) -> None:
         read_tensors(str(tmp_path / "x.pt"))
 
 
+def test_always_little_endian(tmp_path: Path) -> None:
+    """What the file says of the machine that wrote it is not how its bytes lie; torch does not look at it either."""
+    path = save({"w": torch.arange(4)}, tmp_path / "m.pt")
+    whole = path.read_bytes()
+    path.write_bytes(whole.replace(b"little_endianq\x02\x88", b"little_endianq\x02\x89"))
+    assert path.read_bytes() != whole
+    assert seen(path) == told(torch.load(path, weights_only=True))
+
+
 def test_converts(tmp_path: Path) -> None:
     from safetensors.torch import load_file
 

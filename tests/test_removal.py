@@ -409,7 +409,7 @@ def test_file_that_cannot_be_renamed(
     before = contents(run)
     failed = failing(monkeypatch, "rename", code, lambda source, target: source == str(run / name))
     done = call("prune", root, "--keep", "2", "--yes", "--json")
-    assert failed and done.code == 3 and done.json["stayed"][0]["path"] == str(run / name)
+    assert failed and done.code == 3 and done.json["problems"][0]["path"] == str(run / name)
     assert f"warning: {run / name} could not go: {os.strerror(code)}" in done.err
     assert steps_of(run) == [100, 300, 400]
     assert contents(run) == {key: data for key, data in before.items() if "000200" not in key}
@@ -442,7 +442,8 @@ def test_file_that_cannot_be_deleted(call: Run, root: Path, run: Path, monkeypat
     assert failed and done.code == 3
     assert steps_of(run) == [300, 400]
     assert sorted(path.name for path in trash_of(run).iterdir()) == ["journal", "meta_000100.json"]
-    assert done.json["stayed"] == [{"path": str(trash_of(run) / "meta_000100.json"), "reason": os.strerror(errno.EIO)}]
+    path = str(trash_of(run) / "meta_000100.json")
+    assert done.json["problems"] == [{"code": "stayed", "detail": os.strerror(errno.EIO), "path": path}]
     # Any other command warns and touches nothing.
     assert "was cut off" in call("list", root).err and trash_of(run).exists()
     done = call("prune", root, "--keep", "2", "--yes")
@@ -594,7 +595,7 @@ def test_undo_never_overwrites(call: Run, root: Path, run: Path, name: str) -> N
     save_again(run / name, trash_of(run) / name)
     done = call("prune", root, "--undo", "--json")
     assert done.code == 3 and done.json["restored"] == ["base/d2/200"]
-    assert done.json["stayed"][0]["path"] == str(trash_of(run) / name)
+    assert done.json["problems"][0]["path"] == str(trash_of(run) / name)
     assert str(trash_of(run) / name) in done.err
     assert (run / name).read_bytes() == b"saved again"
     assert {path.name for path in trash_of(run).iterdir()} == {"journal", *part_names(100)}
@@ -809,7 +810,7 @@ def test_recovery_while_the_trainer_saves_again(call: Run, root: Path, run: Path
 # The functions themselves.
 
 
-def remove(run: Path, removals: list[journal.Removal], keep_trash: bool) -> removal.Outcome:
+def remove(run: Path, removals: list[journal.Removal], keep_trash: bool) -> journal.Outcome:
     return removal.remove([(str(run), removals)], journal.new_id(), keep_trash, lambda run: False)
 
 
@@ -938,3 +939,89 @@ def test_whole_run_that_a_kill_left_half_deleted(call: Run, root: Path, run: Pat
     path.write_bytes(path.read_bytes() + b'{"state": "purge"}\n')
     done = call("prune", "base/d2", "--root", root, "--keep", "0", "--allow-empty", "--yes")
     assert done.code == 1 and "was finished" in done.err and not (run / ".ckpt-trash").exists()
+
+
+def test_rollback_reaches_every_run(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run in which nothing could be moved does not end the way back of the others."""
+    runs = sorted((root / "base_checkpoints").iterdir())
+    blocked = [planned(runs[1], 100)]
+    (runs[1] / "model_000100.pt").write_bytes(b"saved again")
+    before = contents(root)
+    third = root / "base_checkpoints" / "d99"
+    shutil.copytree(runs[0], third)
+    names = [(str(runs[0]), [planned(runs[0], 100)]), (str(runs[1]), blocked), (str(third), [planned(third, 100)])]
+    real = os.rename
+
+    def rename(source: str, target: str) -> None:
+        if str(third) in source:
+            raise KeyboardInterrupt
+        real(source, target)
+
+    monkeypatch.setattr(os, "rename", rename)
+    with pytest.raises(Interrupted, match="back in its place"):
+        removal.remove(names, journal.new_id(), False, lambda run: pytest.fail(run))
+    shutil.rmtree(third)
+    assert contents(root) == before and not list(root.rglob(".ckpt-trash"))
+
+
+def test_interrupt_right_after_the_last_entry(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between the entry that all is moved and the return: still nothing is deleted."""
+    before = contents(run)
+    real = os.close
+
+    def close(descriptor: int) -> None:
+        real(descriptor)
+        if any(path.read_bytes().count(b"\n") == 2 for path in run.glob(".ckpt-trash/*/journal")):
+            monkeypatch.setattr(os, "close", real)
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "close", close)
+    with pytest.raises(Interrupted, match="back in its place"):
+        remove(run, [planned(run, 100)], False)
+    assert contents(run) == before and not (run / ".ckpt-trash").exists()
+
+
+def test_what_cannot_be_rolled_back_is_trash(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its place was taken meanwhile: told, and not deleted by the next prune."""
+    runs = sorted((root / "base_checkpoints").iterdir())
+    real = os.rename
+
+    def rename(source: str, target: str) -> None:
+        if str(runs[1]) in source:
+            (runs[0] / "model_000100.pt").write_bytes(b"saved again")
+            raise KeyboardInterrupt
+        real(source, target)
+
+    monkeypatch.setattr(os, "rename", rename)
+    with pytest.raises(Interrupted, match=r"model_000100\.pt stayed"):
+        removal.remove(
+            [(str(run), [planned(run, 100)]) for run in runs[:2]], journal.new_id(), False, lambda run: False
+        )
+    removal.recover(str(runs[0]))
+    (left,) = journal.operations(str(runs[0]))
+    assert left.state == "trash" and left.refs == ("base/d2/100",)
+    assert {path.name for path in Path(left.folder).iterdir()} == {"journal", *part_names(100)}
+
+
+def test_trash_on_a_full_disk_deletes_nothing(
+    call: Run, root: Path, run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """--trash asked for a way back; without room for one nothing goes, --yes or not."""
+    before = contents(root)
+    failing(monkeypatch, "mkdir", errno.ENOSPC, lambda *args: True)
+    done = call("prune", root, "--keep", "1", "--trash", "--yes", "--json")
+    assert done.code == 3 and done.json["trash_id"] is None and contents(root) == before
+
+
+def test_purge_of_a_move_that_was_cut_off(run: Path) -> None:
+    """What is in the trash as a whole goes, what is there in part comes back, the rest was never touched."""
+    remove(run, [planned(run, 100), planned(run, 200), planned(run, 300)], True)
+    (operation,) = journal.operations(str(run))
+    path = Path(operation.folder) / "journal"
+    path.write_bytes(path.read_bytes().split(b"\n")[0] + b"\n")
+    for name in [*part_names(300), part_names(200)[-1]]:
+        os.rename(Path(operation.folder) / name, run / name)
+    (operation,) = journal.operations(str(run))
+    outcome = removal.purge(operation)
+    assert outcome.done == ["base/d2/100"] and not outcome.stayed and not (run / ".ckpt-trash").exists()
+    assert steps_of(run) == [200, 300, 400] and all((run / name).exists() for name in part_names(200))

@@ -130,7 +130,7 @@ def test_default_by_rule(tmp_path: Path) -> None:
     write(other, *step("b", "000100"), *step("c", "000100"))
     write(other, *step("a", "000100"), when=OLD + 5)
     checkpoint, guess = choose_one(resolve(None, str(other), environ={}))
-    assert checkpoint.ref == "a/100" and guess == "took a/100 (the newest run)"
+    assert checkpoint.ref == "a/100" and guess == "the newest run"
 
 
 def test_one_run_is_no_guess(tmp_path: Path) -> None:

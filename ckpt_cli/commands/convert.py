@@ -117,10 +117,13 @@ def _subject(query: Query) -> tuple[Checkpoint | None, str]:
 
 
 def _metadata(checkpoint: Checkpoint | None, path: str) -> dict[str, str]:
-    """What goes along of the checkpoint: its reference, and its meta file word for word."""
+    """What goes along of the checkpoint: its reference, and its meta file word for word if it is whole."""
     if checkpoint is None or path not in (part.path for part in checkpoint.having("model")):
         return {}
     metadata = {"ckpt.ref": checkpoint.ref}
     for part in checkpoint.having("meta"):
-        metadata["ckpt.meta"] = conversion.read_text(part.path)
+        try:
+            metadata["ckpt.meta"] = conversion.read_meta(part.path)
+        except CkptError as error:
+            out.warning(f"the metadata does not go along: {error.message}")
     return metadata

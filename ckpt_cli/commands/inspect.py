@@ -11,7 +11,7 @@ import typer
 
 from ckpt_cli.checkpoint import Checkpoint, TensorFile, TensorInfo, checkpoint_record
 from ckpt_cli.commands import options
-from ckpt_cli.errors import CkptError
+from ckpt_cli.errors import CkptError, NotFound
 from ckpt_cli.metadata import look_up, read_metadata
 from ckpt_cli.selector import Query
 from ckpt_cli.tensors import check_storage, digest, read_tensors, readable
@@ -126,10 +126,12 @@ def _tensors(query: Query, part: str | None, pattern: str | None, sort: str, has
                 "totals": totals,
                 "files": [{"path": file.path, "container": file.container} for file in files],
                 "foreign_globals": [{"name": name.name, "runs_code": name.runs_code} for name in foreign],
-                "values": {name: value for file in files for name, value in file.values.items()},
+                "values": _values(files),
             },
         )
-        return 0
+        return 0 if listed or pattern is None else 1
+    if not listed and pattern is not None:
+        raise NotFound(f"no tensor's name matches {pattern!a}")
     if foreign:
         out.note(f"names of classes that were not loaded: {', '.join(name.name for name in foreign)}")
     if chosen == "name":
@@ -170,11 +172,22 @@ def _paths(query: Query, checkpoint: Checkpoint | None, part: str | None) -> lis
         if not paths:
             raise CkptError(f"{checkpoint.ref} has no {role} file")
         return paths
-    paths = [p.path for p in checkpoint.parts if part == os.path.basename(p.path) or os.path.abspath(part) == p.path]
+    paths = [p.path for p in checkpoint.parts if part == os.path.basename(p.path) or _same(part, p.path)]
     if not paths:
         names = ", ".join(p.path.rsplit("/", 1)[-1] for p in checkpoint.parts)
         raise CkptError(f"{checkpoint.ref} has no part {part!a}", f"its parts are {names}")
     return paths
+
+
+def _same(one: str, other: str) -> bool:
+    return os.path.realpath(os.path.expanduser(one)) == os.path.realpath(other)
+
+
+def _values(files: list[TensorFile]) -> dict[str, Any]:
+    """Everything that is no tensor, by name; of several files with the file's name before it."""
+    if len(files) == 1:
+        return files[0].values
+    return {f"{os.path.basename(file.path)}:{name}": value for file in files for name, value in file.values.items()}
 
 
 def _wanted(tensor: TensorInfo, pattern: str | None) -> bool:

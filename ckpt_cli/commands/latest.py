@@ -11,6 +11,7 @@ from ckpt_cli.checkpoint import Checkpoint, checkpoint_record, is_complete
 from ckpt_cli.commands import options
 from ckpt_cli.errors import CkptError, NotFound
 from ckpt_cli.metrics import best_of
+from ckpt_cli.selector import choose_one
 from ckpt_cli.ui import out
 
 app = options.new_app()
@@ -29,7 +30,7 @@ def latest(
     ] = "path",
     best: Annotated[bool, typer.Option("--best", help="The best by the metric instead of the newest.")] = False,
     metric: Annotated[
-        str | None, typer.Option("--metric", metavar="NAME[:min|max]", help="The metric of --best.")
+        str | None, typer.Option("--metric", metavar="NAME[:min|max]", help="Best by this metric; implies --best.")
     ] = None,
     before: Annotated[int | None, typer.Option("--before", metavar="N", help="Only steps below N.")] = None,
     resumable: Annotated[bool, typer.Option("--resumable", help="Only what training can resume from.")] = False,
@@ -56,14 +57,24 @@ def latest(
             return False
         return (any_state or is_complete(checkpoint)) and (not resumable or checkpoint.resumable is True)
 
+    conditions = [] if any_state else ["complete"]
+    conditions += ["resumable"] if resumable else []
+    conditions += [f"before {before}"] if before is not None else []
+    what = " and ".join(conditions) or "there"
     with out.answering("latest", chosen, {"checkpoint": None}):
         query = options.look(target, root, source, tag, step)
-        found = options.look_for_one(query, counts)
+        if (best or metric) and (query.step or query.file):
+            raise CkptError("a named step and --best contradict each other")
+        found, why = choose_one(query, counts, what)
         if not counts(found):
-            raise NotFound(f"{found.ref} does not count: it is {found.state}", "--any-state takes it all the same")
+            raise NotFound(
+                f"{found.ref} is not {what}", None if is_complete(found) else "--any-state takes it all the same"
+            )
         if best or metric:
             run = [c for c in query.pool if (c.run, c.dir) == (found.run, found.dir) and counts(c)]
             found = best_of(run, metric)[0]
+        if why:
+            out.note(f"took {found.ref} ({why})")
     if chosen == "json":
         out.emit_json("latest", {"checkpoint": checkpoint_record(found)})
     elif chosen == "name":

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import time
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -11,11 +12,13 @@ from ckpt_cli.checkpoint import Checkpoint, Metric, checkpoint_record, iso_time,
 from ckpt_cli.commands import options
 from ckpt_cli.errors import CkptError
 from ckpt_cli.metrics import parse_metric
+from ckpt_cli.root import Root
 from ckpt_cli.selector import choose
 from ckpt_cli.ui import out, text
 from ckpt_cli.ui.out import Cell, Column
 
 app = options.new_app()
+_SORTS = ("run", "step", "size", "age", "metric")
 _STYLES = {"complete": "green", "incomplete": "red", "in-progress": "yellow"}
 _COLUMNS = (
     Column("REF"),
@@ -37,12 +40,14 @@ def list_(
     state: Annotated[
         str | None, typer.Option("--state", metavar="STATE", help="complete, incomplete, in-progress.")
     ] = None,
-    sort: Annotated[str, typer.Option("--sort", metavar="KEY", help="run, step, size, age or metric.")] = "run",
+    sort: Annotated[
+        str, typer.Option("--sort", metavar="KEY", help="run, step, size, age (newest first) or metric (best first).")
+    ] = "run",
     reverse: Annotated[bool, typer.Option("--reverse", help="The other way round.")] = False,
     before: Annotated[int | None, typer.Option("--before", metavar="N", help="Only steps below N.")] = None,
     after: Annotated[int | None, typer.Option("--after", metavar="N", help="Only steps above N.")] = None,
     metric: Annotated[str | None, typer.Option("--metric", metavar="NAME", help="The metric to show.")] = None,
-    limit: Annotated[int | None, typer.Option("--limit", metavar="N", min=0, help="At most N, of the end.")] = None,
+    limit: Annotated[int | None, typer.Option("--limit", metavar="N", min=0, help="Only the first N of them.")] = None,
     trash: Annotated[bool, typer.Option("--trash", help="What lies in the trash instead.")] = False,
     format: options.Format = None,
     as_json: options.Json = False,
@@ -58,15 +63,20 @@ def list_(
       ckpt list --root /data/runs --sort size --json
     """
     chosen = out.pick_format(format, as_json, quiet)
-    query = options.look(target, root, source, tag, step)
-    if trash:
-        return _list_trash(query.root.path, query.trash, chosen)
+    if sort not in _SORTS:
+        raise CkptError(f"{sort!a} is nothing to sort by: {', '.join(_SORTS)}")
     if state not in (None, "complete", "incomplete", "in-progress"):
         raise CkptError(f"{state!a} is no state: complete, incomplete or in-progress")
+    empty: dict[str, Any] = {"root": None, "checkpoints": [], "totals": {"checkpoints": 0, "bytes": 0}}
+    with out.answering("list", chosen, empty):
+        query = options.look(target, root, source, tag, step)
+        meant = choose(query)
+    if trash:
+        return _list_trash(query.root.path, query.trash, chosen)
     name, goal = parse_metric(metric)
     rows = [
         (checkpoint, pick_metric(checkpoint, name, goal))
-        for checkpoint in choose(query)
+        for checkpoint in meant
         if (state is None or checkpoint.state == state)
         and (before is None or (checkpoint.step is not None and checkpoint.step < before))
         and (after is None or (checkpoint.step is not None and checkpoint.step > after))
@@ -74,8 +84,7 @@ def list_(
     rows = _sorted(rows, sort)
     if reverse:
         rows.reverse()
-    if limit is not None:
-        rows = rows[len(rows) - limit :] if limit < len(rows) else rows
+    rows = rows[:limit]
     total = sum(checkpoint.bytes for checkpoint, _ in rows)
     if chosen == "json":
         out.emit_json(
@@ -95,21 +104,22 @@ def list_(
         out.say(f"{text.count(len(rows), 'checkpoint')}, {text.size(total)} in {query.root.path}")
     if rows:
         return 0
-    out.error(_nothing(query.root.path, bool(query.found.checkpoints)))
+    out.error(_nothing(query.root, bool(query.found.checkpoints)))
     return 1
 
 
-def _nothing(root: str, others: bool) -> CkptError:
+def _nothing(place: Root, others: bool) -> CkptError:
+    root = place.path
     if others:
         return CkptError(f"none of the checkpoints in {root} is meant", "`ckpt list` without options shows all")
+    if not os.path.isdir(root):
+        return CkptError(f"there is no directory {root} ({place.origin})", "--root DIR looks elsewhere")
     return CkptError(
         f"there are no checkpoints in {root}", "--root DIR looks elsewhere, `ckpt demo` writes some to try"
     )
 
 
 def _sorted(rows: list[tuple[Checkpoint, Metric | None]], key: str) -> list[tuple[Checkpoint, Metric | None]]:
-    if key == "run":
-        return rows
     if key == "step":
         return sorted(rows, key=lambda row: (row[0].step is not None, row[0].step or 0))
     if key == "size":
@@ -117,16 +127,21 @@ def _sorted(rows: list[tuple[Checkpoint, Metric | None]], key: str) -> list[tupl
     if key == "age":
         return sorted(rows, key=lambda row: -row[0].modified)
     if key == "metric":
-        # The best first; those without at the end.
-        sign = -1 if any(shown and shown.goal == "max" for _, shown in rows) else 1
-        return sorted(rows, key=lambda row: (row[1] is None, sign * row[1].value if row[1] else 0))
-    raise CkptError(f"{key!a} is nothing to sort by: run, step, size, age or metric")
+        # By name, for two metrics do not compare; the best first; those without at the end.
+        return sorted(rows, key=lambda row: (row[1] is None, *_merit(row[1])))
+    return rows
+
+
+def _merit(metric: Metric | None) -> tuple[str, float]:
+    if metric is None:
+        return "", 0.0
+    return metric.name, -metric.value if metric.goal == "max" else metric.value
 
 
 def _row(checkpoint: Checkpoint, metric: Metric | None, now: float) -> list[str | Cell]:
     seconds = now - checkpoint.modified / 1e9
     return [
-        Cell(checkpoint.ref + (" (linked)" if checkpoint.linked else ""), checkpoint.ref),
+        checkpoint.ref,
         Cell(checkpoint.state, checkpoint.state, _STYLES[checkpoint.state]),
         Cell(text.size(checkpoint.bytes), str(checkpoint.bytes)),
         Cell(text.age(seconds), iso_time(checkpoint.modified)),
@@ -146,8 +161,7 @@ def _parts(checkpoint: Checkpoint) -> str:
     words += [
         f"{len(found)} {role}" if len(found) > 1 else role for role in ("export",) if (found := checkpoint.having(role))
     ]
-    if checkpoint.pinned:
-        words.append("pinned")
+    words += [word for word, true in (("pinned", checkpoint.pinned), ("linked", checkpoint.linked)) if true]
     lost = [f"no {role}" for role in ("model", "meta") if role not in words]
     odd = [problem.code for problem in checkpoint.problems if problem.code != "missing-part"]
     return ", ".join([*words, *lost, *odd])

@@ -8,7 +8,7 @@ import typer
 
 from ckpt_cli.checkpoint import Checkpoint
 from ckpt_cli.errors import EXIT_CODES
-from ckpt_cli.selector import Accept, Query, choose_one, resolve
+from ckpt_cli.selector import Query, choose_one, resolve
 from ckpt_cli.ui import out
 
 SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
@@ -54,10 +54,12 @@ def look(target: str | None, root: str | None, source: str | None, tag: str | No
     if query.root.origin == _HERE:
         _say_root(query)
     if query.found.trash:
-        from ckpt_cli.removal import interrupted
+        from ckpt_cli.journal import garbled, interrupted
 
         for path in query.trash:
-            if interrupted(path):
+            if garbled(path):
+                out.warning(f"{path}/.ckpt-trash holds files but no readable journal: look at them by hand")
+            elif interrupted(path):
                 out.warning(f"a prune of {path} was cut off: `ckpt prune {path}` with --undo or --purge settles it")
     return query
 
@@ -72,9 +74,14 @@ def _say_root(query: Query) -> None:
     out.say(f"root: {query.root.path} ({query.root.origin})")
 
 
-def look_for_one(query: Query, accept: Accept | None = None) -> Checkpoint:
+def look_for_one(query: Query) -> Checkpoint:
     """The one checkpoint that is meant; a guess is announced."""
-    checkpoint, guess = choose_one(query, accept)
-    if guess:
-        out.note(guess)
+    checkpoint, why = choose_one(query)
+    if why:
+        out.note(f"took {checkpoint.ref} ({why})")
     return checkpoint
+
+
+def with_root(query: Query, command: str) -> str:
+    """The command as it has to be typed to find the same root again."""
+    return f"{command} --root {query.root.path}" if query.root.origin in ("TARGET", "--root") else command

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from typing import Annotated, Any
 
@@ -15,9 +16,9 @@ from ckpt_cli.checkpoint import Checkpoint, pick_metric
 from ckpt_cli.commands import options
 from ckpt_cli.discover import GRACE_SECONDS
 from ckpt_cli.errors import CkptError, NotFound, Refused
-from ckpt_cli.journal import Removal, new_id, operations
+from ckpt_cli.journal import Removal, new_id, operations, plan_removal, unchanged
 from ckpt_cli.layouts import layout_named, layouts
-from ckpt_cli.retain import Plan, Rules, RunPlan, keep_last, settled_plan
+from ckpt_cli.retain import Plan, Rules, RunPlan, freed_by, keep_last, settled_plan
 from ckpt_cli.selector import Query
 from ckpt_cli.ui import out, text
 from ckpt_cli.ui.out import Cell, Column
@@ -84,18 +85,25 @@ def prune(
             query = _recovered(query, look)
         if not query.pool:
             raise NotFound(f"there are no checkpoints in {query.root.path}")
-        if allow_empty and (keep or (not query.tag and len({c.dir for c in query.pool}) > 1)):
+        if allow_empty and (keep or not _names_one_run(query)):
             raise Refused("--allow-empty goes with --keep 0 and a selector that names one run")
         rules = Rules(
             now=time.time_ns(),
             grace=int(GRACE_SECONDS * 1e9),
             needs={layout.NAME: getattr(layout, "needs", None) for layout in layouts()},
+            targets=query.found.targets,
             allow_empty=allow_empty,
             incomplete=incomplete,
             trust_steps=trust_steps,
         )
         plan = settled_plan(query.pool, {f"keep {keep}": keep_last(keep)}, rules, opens)
-        return _decide(plan, dry_run, trash, yes, chosen)
+        return _decide(query, plan, dry_run, trash, yes, chosen)
+
+
+def _names_one_run(query: Query) -> bool:
+    """A tag of one source, or a directory that is the run itself: one run that lies in the root is not enough."""
+    dirs = {c.dir for c in query.pool}
+    return len(dirs) == 1 and bool(query.tag or (query.root.origin == "TARGET" and dirs == {query.root.path}))
 
 
 def _runs_only(query: Query) -> Query:
@@ -104,7 +112,7 @@ def _runs_only(query: Query) -> Query:
     return query
 
 
-def _decide(plan: Plan, dry_run: bool, trash: bool, yes: bool, chosen: out.Format) -> int:
+def _decide(query: Query, plan: Plan, dry_run: bool, trash: bool, yes: bool, chosen: out.Format) -> int:
     """Shows the plan and asks."""
     if chosen in ("table", "plain"):
         _show(plan, chosen)
@@ -119,14 +127,18 @@ def _decide(plan: Plan, dry_run: bool, trash: bool, yes: bool, chosen: out.Forma
     what = (
         f"{how} {text.count(len(plan.removed), 'checkpoint')} ({text.size(plan.freed)}) of {text.count(runs, 'run')}?"
     )
+    if chosen in ("json", "name") and not yes:
+        # stdout is for a program: who is asked sees the plan here.
+        for checkpoint, verb, why in _lines(plan):
+            out.say(f"{verb:7}{checkpoint.ref}  {text.size(freed_by(checkpoint))}  {why}".rstrip())
     if not out.confirm(what, yes):
         out.error(CkptError("declined: nothing was removed"))
         _report(chosen, plan, False, 0, None, [])
         return 1
-    return _carry_out(plan, trash, yes, chosen)
+    return _carry_out(query, plan, trash, yes, chosen)
 
 
-def _carry_out(plan: Plan, trash: bool, yes: bool, chosen: out.Format) -> int:
+def _carry_out(query: Query, plan: Plan, trash: bool, yes: bool, chosen: out.Format) -> int:
     """Locks every run of the plan, makes sure that nothing has changed, and removes."""
     id = new_id()
     groups = [group for group in plan.groups if group.remove]
@@ -139,7 +151,7 @@ def _carry_out(plan: Plan, trash: bool, yes: bool, chosen: out.Format) -> int:
         for group in groups:
             if not locks.enter_context(locked(group.dir)):
                 out.warning(f"{group.dir} is on a file system without locks: no other ckpt must be at work there")
-        removal.unchanged(kept.checkpoint for group in groups for kept in group.keep)
+        unchanged(kept.checkpoint for group in groups for kept in group.keep)
         planned = [(group.dir, _removals(group)) for group in groups]
         outcome = removal.remove(planned, id, trash, without_journal)
     for path, why in outcome.stayed:
@@ -147,19 +159,18 @@ def _carry_out(plan: Plan, trash: bool, yes: bool, chosen: out.Format) -> int:
     gone = set(outcome.done)
     done = [checkpoint for checkpoint in plan.removed if checkpoint.ref in gone]
     if chosen != "json":
-        size = text.size(sum(part.bytes for checkpoint in done for part in checkpoint.parts))
+        size = text.size(sum(freed_by(checkpoint) for checkpoint in done))
         verb = "moved to the trash" if trash else "removed"
         out.say(f"{verb}: {text.count(len(done), 'checkpoint')}, {size}")
         if trash and done:
-            out.say(
-                f"hint: `ckpt prune --undo --id {id}` brings them back, `ckpt prune --purge --id {id}` deletes them"
-            )
+            undo, purge = (options.with_root(query, f"ckpt prune --{verb} --id {id}") for verb in ("undo", "purge"))
+            out.say(f"hint: `{undo}` brings them back, `{purge}` deletes them")
     _report(chosen, plan, False, outcome.freed, id if trash and done else None, outcome.stayed)
     return 3 if outcome.stayed else 0
 
 
 def _removals(group: RunPlan) -> list[Removal]:
-    return [removal.plan_removal(c, layout_named(c.layout).REMOVAL_ORDER) for c in group.remove]
+    return [plan_removal(c, layout_named(c.layout).REMOVAL_ORDER) for c in group.remove]
 
 
 def _recovered(query: Query, again: Callable[[], Query]) -> Query:
@@ -191,8 +202,7 @@ def _settle(query: Query, id: str | None, purge: bool, yes: bool, chosen: out.Fo
         raise (CkptError if id else NotFound)(f"{what} of {query.root.path}", "`ckpt list --trash` shows what is there")
     count = text.count(sum(len(operation.refs) for operation in found), "checkpoint")
     if purge and not out.confirm(f"delete {count} of {wanted} for good?", yes):
-        out.error(CkptError("declined: nothing was deleted"))
-        return 1
+        raise NotFound("declined: nothing was deleted")
     done: list[str] = []
     stayed: list[tuple[str, str]] = []
     freed = 0
@@ -212,8 +222,7 @@ def _settle(query: Query, id: str | None, purge: bool, yes: bool, chosen: out.Fo
             "freed_bytes": freed,
             "trash_id": wanted,
         }
-        records = [{"path": path, "reason": why} for path, why in stayed]
-        out.emit_json("prune", {**body, "purged" if purge else "restored": done, "stayed": records})
+        out.emit_json("prune", {**body, "purged" if purge else "restored": done, "problems": _problems(stayed)})
     elif chosen == "name":
         out.emit_lines(done)
     else:
@@ -221,26 +230,32 @@ def _settle(query: Query, id: str | None, purge: bool, yes: bool, chosen: out.Fo
     return 3 if stayed else 0
 
 
+def _problems(stayed: list[tuple[str, str]]) -> list[dict[str, str]]:
+    return [{"code": "stayed", "detail": why, "path": path} for path, why in stayed]
+
+
 def _show(plan: Plan, chosen: out.Format) -> None:
-    rows: list[list[str | Cell]] = []
+    out.emit_rows(chosen, _COLUMNS, [_row(*line) for line in _lines(plan)])
+    for group in plan.groups:
+        if group.ignored and group.ignored[0].checkpoint.linked:
+            out.say(f"hint: --root {os.path.realpath(group.dir)} prunes the linked run itself")
+    if chosen == "table":
+        out.say(f"{text.count(len(plan.removed), 'checkpoint')} would go, {text.size(plan.freed)}")
+
+
+def _lines(plan: Plan) -> Iterator[tuple[Checkpoint, str, str]]:
+    """Each checkpoint, what becomes of it and why, by run and step."""
     for group in plan.groups:
         lines = [(kept.checkpoint, "keep", ", ".join(kept.reasons)) for kept in group.keep]
         lines += [(checkpoint, "remove", "") for checkpoint in group.remove]
         lines += [(ignored.checkpoint, "ignore", ignored.reason) for ignored in group.ignored]
-        lines.sort(key=lambda line: (line[0].step or 0, line[0].name))
-        rows += [_row(*line) for line in lines]
-    out.emit_rows(chosen, _COLUMNS, rows)
-    for group in plan.groups:
-        if group.ignored and group.ignored[0].checkpoint.linked:
-            out.say(f"hint: --root {group.ignored[0].checkpoint.dir} prunes the linked run itself")
-    if chosen == "table":
-        out.say(f"{text.count(len(plan.removed), 'checkpoint')} would go, {text.size(plan.freed)}")
+        yield from sorted(lines, key=lambda line: (line[0].step or 0, line[0].name))
 
 
 def _row(checkpoint: Checkpoint, verb: str, why: str) -> list[str | Cell]:
     metric = pick_metric(checkpoint)
     style = {"keep": "green", "remove": "red"}.get(verb, "dim")
-    size = sum(part.bytes for part in checkpoint.parts) if verb == "remove" else checkpoint.bytes
+    size = freed_by(checkpoint) if verb == "remove" else checkpoint.bytes
     return [
         checkpoint.ref,
         Cell(verb, verb, style),
@@ -261,14 +276,12 @@ def _report(
                 "tag": group.tag,
                 "keep": [{"ref": kept.checkpoint.ref, "reasons": list(kept.reasons)} for kept in group.keep],
                 "remove": [
-                    {"ref": c.ref, "bytes": sum(p.bytes for p in c.parts), "paths": [p.path for p in c.parts]}
-                    for c in group.remove
+                    {"ref": c.ref, "bytes": freed_by(c), "paths": [p.path for p in c.parts]} for c in group.remove
                 ],
                 "ignored": [{"ref": ignored.checkpoint.ref, "reason": ignored.reason} for ignored in group.ignored],
             }
             for group in plan.groups
         ]
         body = {"dry_run": dry_run, "policies": list(plan.policies), "groups": groups, "freed_bytes": freed}
-        records = [{"path": path, "reason": why} for path, why in stayed]
-        out.emit_json("prune", {**body, "trash_id": id, "stayed": records})
+        out.emit_json("prune", {**body, "trash_id": id, "problems": _problems(stayed)})
     return 0

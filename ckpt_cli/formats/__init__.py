@@ -70,20 +70,19 @@ class FileSource:
             raise CkptError(f"{path} is no regular file")
 
     def read_at(self, offset: int, length: int) -> bytes:
-        data = b"" if offset < 0 or offset + length > self.size else os.pread(self.descriptor, length, offset)
-        while 0 < len(data) < length:
-            more = os.pread(self.descriptor, length - len(data), offset + len(data))
-            if not more:
-                break
-            data += more
-        if len(data) != length:
+        if offset < 0 or offset + length > self.size:
             raise Damaged(f"{self.path} ends before byte {offset + length}, where a part of it should be")
-        return data
+        buffer = bytearray(length)
+        self.read_into(offset, memoryview(buffer))
+        return bytes(buffer)
 
     def read_into(self, offset: int, buffer: memoryview) -> None:
         done = 0
         while done < len(buffer):
-            count = os.preadv(self.descriptor, [buffer[done:]], offset + done)
+            try:
+                count = os.preadv(self.descriptor, [buffer[done:]], offset + done)
+            except OSError as error:
+                raise CkptError(f"{self.path} cannot be read: {error.strerror}", path=self.path) from error
             if not count:
                 raise Damaged(f"{self.path} ends before byte {offset + len(buffer)}, where a part of it should be")
             done += count

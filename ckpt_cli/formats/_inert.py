@@ -11,6 +11,10 @@ class Malformed(CkptError):
     """The stream is no valid pickle, or none of a checkpoint."""
 
 
+class Truncated(Malformed):
+    """The data ends before the pickle does."""
+
+
 class RunsCode(CkptError):
     """The stream names something whose call would run code. Nothing was imported or called."""
 
@@ -69,15 +73,18 @@ _CODE_NAMES = frozenset(
 _SPELLINGS = {"__builtin__": "builtins", "__builtins__": "builtins", "_io": "io", "_operator": "operator"}
 
 
-def runs_code(name: str) -> bool:
+def runs_code(name: str, attributes: str | None = None) -> bool:
     """Whether calling the dotted `name` could do more than build a value.
 
-    Every module on the way counts, also one reached through another (`torch.serialization.os.system`).
+    `attributes` is the part of it that is walked as attributes, behind the module; None where that is not known.
+    A module reached so counts too: `os.system` in `torch.serialization`. One that is merely called like another,
+    as `mine.io` is, does not.
     """
     first, *rest = name.split(".")
     pieces = [_SPELLINGS.get(first, first), *rest]
     prefixes = {".".join(pieces[:end]) for end in range(1, len(pieces) + 1)}
-    on_the_way = {piece.lstrip("_") for piece in pieces[:-1]}
+    walked = pieces if attributes is None else [pieces[0], *attributes.split(".")]
+    on_the_way = {piece.lstrip("_") for piece in walked[:-1]}
     return bool(prefixes & _CODE_NAMES or prefixes & _CODE_MODULES or on_the_way & _CODE_MODULES)
 
 

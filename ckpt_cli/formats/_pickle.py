@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from ckpt_cli.errors import CkptError
-from ckpt_cli.formats._inert import Global, Malformed, Opaque, RunsCode, checked_key, runs_code
+from ckpt_cli.formats._inert import Global, Malformed, Opaque, RunsCode, Truncated, checked_key, runs_code
 
 # 2467 digits: Python itself refuses to write out numbers of more than 4300.
 _MAX_LONG_BYTES = 1024
@@ -87,7 +87,8 @@ class _Machine:
             if self.at >= limit:
                 # A frame must end where an opcode ends; then the data goes on without one.
                 if self.at > limit or limit == size:
-                    raise Malformed(f"its pickle breaks off at byte {min(self.at, size)}")
+                    cut = Truncated if self.at >= size else Malformed
+                    raise cut(f"its pickle breaks off at byte {min(self.at, size)}")
                 limit = size
             code = data[self.at]
             self.at += 1
@@ -112,7 +113,7 @@ class _Machine:
         at = self.at
         end = at + count
         if end > len(self.data):
-            raise Malformed(f"its pickle breaks off at byte {len(self.data)}")
+            raise Truncated(f"its pickle breaks off at byte {len(self.data)}")
         self.at = end
         return self.data[at:end]
 
@@ -120,7 +121,9 @@ class _Machine:
         return self.take(int.from_bytes(self.take(width), "little"))
 
     def line(self) -> bytes:
-        end = self.data.index(b"\n", self.at)
+        end = self.data.find(b"\n", self.at)
+        if end < 0:
+            raise Truncated(f"its pickle breaks off at byte {len(self.data)}")
         text = self.data[self.at : end]
         self.at = end + 1
         return text
@@ -139,7 +142,7 @@ class _Machine:
             return
         known = self.globals.get(full)
         if known is None:
-            if runs_code(full):
+            if runs_code(full, name):
                 raise RunsCode(full)
             known = Global(full)
             if full not in self.functions:

@@ -161,7 +161,7 @@ def data_offset(source: ByteSource, archive: Archive, record: Record) -> int:
 
 def read_record(source: ByteSource, archive: Archive, record: Record, limit: int) -> bytes:
     """The record's bytes, unpacked, at most `limit`, and its CRC32 checked where the archive has one."""
-    if record.bytes > limit:
+    if max(record.bytes, record.packed) > limit:
         raise CkptError(f"{source.path}: record {record.name} has {record.bytes} bytes, more than the limit of {limit}")
     data = source.read_at(data_offset(source, archive, record), record.packed)
     if record.method == DEFLATED:

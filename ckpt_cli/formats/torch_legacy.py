@@ -1,8 +1,8 @@
 """torch's files before version 1.6, and since then on request: pickles one after the other, then raw storages.
 
 A magic number, a protocol number, a description of the machine, the objects, the list of storage keys: five
-pickles; then, key by key, the number of elements (int64) and the bytes. There is no checksum of any kind. After
-torch/serialization.py, `_legacy_save` and `_legacy_load`.
+pickles; then, key by key, the number of elements (int64) and the bytes, little-endian on every machine. There is
+no checksum of any kind. After torch/serialization.py, `_legacy_save` and `_legacy_load`.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from typing import Any
 from ckpt_cli.checkpoint import Storage, TensorFile
 from ckpt_cli.errors import CkptError, Damaged
 from ckpt_cli.formats import ByteSource, _pickle
+from ckpt_cli.formats._inert import Malformed, RunsCode, Truncated
 from ckpt_cli.formats._torch import StorageId, unpickle
 
 NAME = "torch-legacy"
@@ -33,18 +34,20 @@ def check(source: ByteSource) -> None:
 
 
 def read(source: ByteSource) -> TensorFile:
-    length = min(source.size, _FIRST_READ)
+    most = min(source.size, _MAX_PICKLES)
+    length = min(most, _FIRST_READ)
     while True:
-        data = source.read_at(0, length)
         try:
-            return _read(source, data)
-        except CkptError as error:
-            # How long the pickles are is not written anywhere: what breaks off in part of the file is read further.
-            if length == source.size or length >= _MAX_PICKLES:
-                if isinstance(error, Damaged) or "breaks off" not in error.message:
-                    raise
+            return _read(source, source.read_at(0, length))
+        except Truncated as error:
+            # How long the pickles are is written nowhere: what breaks off in a part of the file is read further.
+            if length == most:
                 raise Damaged(f"{source.path} is truncated: it ends within its description") from error
-            length = min(source.size, 8 * length)
+            length = min(most, 8 * length)
+        except (Malformed, RunsCode) as error:
+            if source.path not in error.message:
+                error.message = f"{source.path} is refused: {error.message}"
+            raise
 
 
 def _read(source: ByteSource, data: bytes) -> TensorFile:
@@ -57,7 +60,6 @@ def _read(source: ByteSource, data: bytes) -> TensorFile:
     magic, protocol, machine = plain
     if magic != _MAGIC or protocol != _PROTOCOL or not isinstance(machine, dict):
         raise CkptError(f"{source.path} is a legacy torch file of an unknown protocol ({protocol!a})")
-    swapped = machine.get("little_endian") is False
     wanted: dict[str, StorageId] = {}
 
     def note(storage: StorageId) -> Storage:
@@ -67,10 +69,10 @@ def _read(source: ByteSource, data: bytes) -> TensorFile:
 
     objects = at
     # Twice: where the storages lie is known only behind the objects that are views of them.
-    at = unpickle(source.path, data, note, swapped, objects).end
+    at = unpickle(source.path, data, note, False, objects).end
     keys = _pickle.load(data, {}, {}, _nothing, at)
-    storages = _place(source, keys.value, keys.end, wanted, swapped)
-    read = unpickle(source.path, data, lambda storage: storages[storage.key], swapped, objects)
+    storages = _place(source, keys.value, keys.end, wanted)
+    read = unpickle(source.path, data, lambda storage: storages[storage.key], False, objects)
     end = max((storage.offset + storage.bytes for storage in storages.values()), default=keys.end)
     notes = (f"{source.size - end} bytes follow the last storage",) if end < source.size else ()
     return TensorFile(
@@ -78,7 +80,7 @@ def _read(source: ByteSource, data: bytes) -> TensorFile:
     )
 
 
-def _place(source: ByteSource, keys: Any, at: int, wanted: dict[str, StorageId], swapped: bool) -> dict[str, Storage]:
+def _place(source: ByteSource, keys: Any, at: int, wanted: dict[str, StorageId]) -> dict[str, Storage]:
     """Where each storage lies. Raises Damaged where the file ends before, or a length is not what the objects need."""
     if not isinstance(keys, list) or not all(isinstance(key, str) for key in keys):
         raise CkptError(f"{source.path} has no list of storages")
@@ -89,7 +91,7 @@ def _place(source: ByteSource, keys: Any, at: int, wanted: dict[str, StorageId],
             raise CkptError(f"{source.path} lists the storage {key!a}, which its objects do not name once")
         if at + 8 + storage.bytes > source.size:
             raise Damaged(f"{source.path} is truncated: it ends within storage {key}")
-        count = int.from_bytes(source.read_at(at, 8), "big" if swapped else "little")
+        count = int.from_bytes(source.read_at(at, 8), "little")
         if count * storage.itemsize != storage.bytes:
             raise Damaged(f"{source.path}: storage {key} is not as long as its tensors need")
         storages[key] = Storage(key, source.path, at + 8, storage.bytes)

@@ -18,6 +18,7 @@ from ckpt_cli.checkpoint import OURS, Checkpoint, Part, Problem, Role, State
 from ckpt_cli.errors import CkptError
 
 MAX_JSON_BYTES = 16 << 20
+MAX_JSON_DEPTH = 200
 
 
 class Layout(Protocol):
@@ -64,7 +65,7 @@ class Folder(NamedTuple):
             return None
         if status.st_size == 0 and role not in OURS:
             problems.append(Problem("empty-file", f"{name} is empty", entry.path))
-        return Part(role, entry.path, status.st_size, status.st_mtime_ns, rank)
+        return Part(role, entry.path, status.st_size, status.st_mtime_ns, rank, entry.is_symlink())
 
     def state(self, parts: Iterable[Part], problems: Sequence[Problem]) -> State:
         """Complete without problems; with some, in progress if touched within the grace time (or in the future)."""
@@ -88,7 +89,11 @@ def read_json(path: str) -> Any:
                 data += more
         if len(data) > MAX_JSON_BYTES:
             raise CkptError(f"{name} is larger than {MAX_JSON_BYTES >> 20} MiB, too large for metadata")
-        return json.loads(data)
+        value = json.loads(data)
+        # Few brackets cannot nest deep; only what could be too deep for those who walk it is looked at.
+        if data.count(b"[") + data.count(b"{") > MAX_JSON_DEPTH and _deeper(value, MAX_JSON_DEPTH):
+            raise RecursionError
+        return value
     except OSError as error:
         raise CkptError(f"{name} cannot be read: {error.strerror}") from error
     except RecursionError as error:
@@ -97,6 +102,20 @@ def read_json(path: str) -> Any:
         raise CkptError(f"{name} is not JSON: it is not text") from error
     except ValueError as error:
         raise CkptError(f"{name} is not JSON: {error}") from error
+
+
+def _deeper(value: Any, levels: int) -> bool:
+    """Whether a value is nested deeper than `levels`."""
+    members = [value]
+    while members and levels >= 0:
+        levels -= 1
+        members = [
+            item
+            for member in members
+            if isinstance(member, (dict, list))
+            for item in (member.values() if isinstance(member, dict) else member)
+        ]
+    return bool(members)
 
 
 @cache

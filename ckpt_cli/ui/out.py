@@ -2,19 +2,16 @@
 
 import json
 import math
+import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, Literal, NamedTuple
 
 from ckpt_cli.errors import CkptError, Refused
 from ckpt_cli.ui.text import printable
 
 Format = Literal["table", "plain", "json", "name"]
-
-
-class ClosedPipe(Exception):
-    """Nobody reads stdout any more. No OSError, which Typer would make an exit of its own."""
 
 
 class Column(NamedTuple):
@@ -69,7 +66,7 @@ def answering(command: str, format: Format, empty: dict[str, Any]) -> Iterator[N
         yield
     except CkptError as failure:
         if format == "json" and failure.code in (1, 3):
-            problem = {"code": failure.kind, "detail": failure.message, "path": None}
+            problem = {"code": failure.kind, "detail": failure.message, "path": failure.path}
             emit_json(command, {**empty, "problems": [problem]})
         raise
 
@@ -124,11 +121,21 @@ def _align(columns: Sequence[Column], rows: Sequence[Row]) -> None:
 
 
 def _draw(columns: Sequence[Column], rows: Sequence[Row]) -> None:
-    """A table on a terminal. Names are drawn as text, never as markup; only the last column is broken into lines."""
+    """A table on a terminal. Names are drawn as text, never as markup; only the last column is broken into lines.
+
+    A terminal too narrow for that gets the plain aligned text.
+    """
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
+    console = Console(highlight=False)
+    widths = [
+        max(len(_text(row[index])) for row in (*rows, [c.title for c in columns])) for index in range(len(columns))
+    ]
+    if sum(widths[:-1]) + 2 * len(columns) + min(widths[-1], 12) > console.width:
+        _align(columns, rows)  # the terminal breaks the lines; nothing is cut
+        return
     table = Table(box=None, pad_edge=False, header_style="bold")
     for index, column in enumerate(columns):
         table.add_column(
@@ -140,7 +147,7 @@ def _draw(columns: Sequence[Column], rows: Sequence[Row]) -> None:
         )
     for row in rows:
         table.add_row(*(Text(_text(cell), style=cell.style if isinstance(cell, Cell) else "") for cell in row))
-    Console(highlight=False).print(table)
+    console.print(table)
 
 
 def note(message: str) -> None:
@@ -166,20 +173,37 @@ def confirm(question: str, yes: bool) -> bool:
     """Asks on the terminal, default no. Raises Refused where there is none to ask on and no --yes."""
     if yes:
         return True
-    if not sys.stdin.isatty():
-        raise Refused("there is no terminal to ask on", "--yes goes ahead without asking, --dry-run only shows")
+    if sys.stdin is None or not sys.stdin.isatty():
+        raise Refused("there is no terminal to ask on", "--yes goes ahead without asking")
     sys.stderr.write(f"{printable(question)} [y/N] ")
     sys.stderr.flush()
     return sys.stdin.readline().strip().lower() in ("y", "yes")
 
 
 def _say(message: str) -> None:
-    sys.stdout.flush()
-    print(printable(message), file=sys.stderr)
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        drop_stdout()
+    with suppress(BrokenPipeError):  # nobody reads it; the answer on stdout may be read all the same
+        print(printable(message), file=sys.stderr, flush=True)
 
 
 def _write(text: str) -> None:
     try:
         sys.stdout.write(text)
     except BrokenPipeError:
-        raise ClosedPipe from None
+        drop_stdout()
+
+
+def drop_stdout() -> None:
+    """Nobody reads stdout any more: what comes goes nowhere, and the command is done in silence."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def mend_streams() -> None:
+    """Where a shell has closed stdout or stderr, Python has None: it becomes a stream to nowhere."""
+    if sys.stdout is None:
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115
+    if sys.stderr is None:
+        sys.stderr = open(os.devnull, "w")  # noqa: SIM115
