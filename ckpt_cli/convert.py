@@ -91,8 +91,8 @@ def plan(file: TensorFile, metadata: dict[str, str]) -> Recipe:
 
 
 def write(recipe: Recipe, target: str, replace: bool, advance: Advance) -> None:
-    """Writes, syncs and proves the output before it takes the target's name. `advance` is told bytes done, twice
-    the output's size in all: once written, once read back."""
+    """Writes, syncs and proves the output before it takes the target's name. `advance` is told bytes of
+    tensors done, each twice: once written, once read back."""
     if not replace and os.path.lexists(target):
         raise Refused(f"{target} is there already", "--force replaces it")
     with FileSource(recipe.source.path) as source, staged(target, replace) as out:

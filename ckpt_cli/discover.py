@@ -80,8 +80,8 @@ def walk(
 ) -> Iterator[Folder]:
     """The directories from `root` down, breadth first, each read once.
 
-    Links to directories inside the root are not followed (their targets are met anyway); links out of it are,
-    once each, and marked.
+    Links to directories that are met anyway are not followed; links out of the root, or to where nothing is looked
+    for in it, are, once each, and marked.
     """
     now = time.time_ns() if now is None else now
     seen: set[tuple[int, int]] = set()
@@ -104,7 +104,7 @@ def walk(
                         continue
                     out = linked
                     if entry.is_symlink():
-                        if _inside(os.path.realpath(entry.path), root):
+                        if _is_met(os.path.realpath(entry.path), root, depth):
                             continue
                         out = True
                     queue.append((entry.path, level + 1, out))
@@ -154,8 +154,14 @@ def _is_directory(entry: os.DirEntry[str]) -> bool:
         return False
 
 
-def _inside(path: str, root: str) -> bool:
-    return path == root or path.startswith(root.rstrip(os.sep) + os.sep)
+def _is_met(path: str, root: str, depth: int) -> bool:
+    """Whether a walk from the root comes to the directory `path` without following links."""
+    if path == root:
+        return True
+    if not path.startswith(root.rstrip(os.sep) + os.sep):
+        return False
+    names = path[len(root.rstrip(os.sep)) + 1 :].split(os.sep)
+    return len(names) <= depth and not any(_SKIPPED.fullmatch(name) for name in names)
 
 
 def _unique(found: list[Checkpoint]) -> Iterator[Checkpoint]:

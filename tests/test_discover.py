@@ -217,6 +217,14 @@ def test_links(tmp_path: Path) -> None:
     assert {p.code for p in there["d12/200"].problems} == {"unreadable-part", "missing-part"}
 
 
+def test_a_link_to_a_hidden_place_in_the_root_is_followed(tmp_path: Path) -> None:
+    """Nothing else leads there; prune leaves it alone, as it does every linked run."""
+    write(tmp_path, *step(".store/d4", "000100"))
+    (tmp_path / "base_checkpoints").mkdir()
+    (tmp_path / "base_checkpoints/d4").symlink_to("../.store/d4")
+    assert {ref: c.linked for ref, c in found(tmp_path).items()} == {"base/d4/100": True}
+
+
 def test_unreadable_directory_is_a_warning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The errno is injected, for root may read everything."""
     write(tmp_path, *step("d12", "000100"), *step("d20", "000100"))

@@ -70,7 +70,7 @@ def _convert(query: Query, output: str | None, force: bool, dry_run: bool, chose
     parts = [part.path for part in checkpoint.parts if part.role != "export"] if checkpoint else []
     conversion.refuse_output(result, [path, *parts], force)
     if not dry_run:
-        with byte_bar(os.path.basename(result), 2 * recipe.bytes) as advance:
+        with byte_bar(os.path.basename(result), 2 * (recipe.bytes - len(recipe.header))) as advance:
             conversion.write(recipe, result, force, advance)
     if chosen == "json":
         out.emit_json(

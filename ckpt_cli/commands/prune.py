@@ -130,7 +130,7 @@ def _decide(query: Query, plan: Plan, dry_run: bool, trash: bool, yes: bool, cho
     if chosen in ("json", "name") and not yes:
         # stdout is for a program: who is asked sees the plan here.
         for checkpoint, verb, why in _lines(plan):
-            out.say(f"{verb:7}{checkpoint.ref}  {text.size(freed_by(checkpoint))}  {why}".rstrip())
+            out.say(f"{verb:7}{checkpoint.ref}  {text.size(_size(checkpoint, verb))}  {why}".rstrip())
     if not out.confirm(what, yes):
         out.error(CkptError("declined: nothing was removed"))
         _report(chosen, plan, False, 0, None, [])
@@ -252,10 +252,14 @@ def _lines(plan: Plan) -> Iterator[tuple[Checkpoint, str, str]]:
         yield from sorted(lines, key=lambda line: (line[0].step or 0, line[0].name))
 
 
+def _size(checkpoint: Checkpoint, verb: str) -> int:
+    return freed_by(checkpoint) if verb == "remove" else checkpoint.bytes
+
+
 def _row(checkpoint: Checkpoint, verb: str, why: str) -> list[str | Cell]:
     metric = pick_metric(checkpoint)
     style = {"keep": "green", "remove": "red"}.get(verb, "dim")
-    size = freed_by(checkpoint) if verb == "remove" else checkpoint.bytes
+    size = _size(checkpoint, verb)
     return [
         checkpoint.ref,
         Cell(verb, verb, style),
