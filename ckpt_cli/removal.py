@@ -92,7 +92,8 @@ def _roll_back(run: str, id: str) -> list[tuple[str, str]]:
         mark(operation, {"state": "undo"})
         outcome = _put_back(operation)
         if is_directory(operation.folder):
-            mark(operation, {"state": "trash", "failed": outcome.done})
+            elsewhere = failed_of(entries_of(operation.folder)) + outcome.done
+            mark(operation, {"state": "trash", "failed": elsewhere})
     except OSError as error:
         return [(operation.folder, error.strerror or str(error))]
     return outcome.stayed

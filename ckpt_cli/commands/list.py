@@ -112,11 +112,9 @@ def _nothing(place: Root, others: bool) -> CkptError:
     root = place.path
     if others:
         return CkptError(f"none of the checkpoints in {root} is meant", "`ckpt list` without options shows all")
-    if not os.path.isdir(root):
-        return CkptError(f"there is no directory {root} ({place.origin})", "--root DIR looks elsewhere")
-    return CkptError(
-        f"there are no checkpoints in {root}", "--root DIR looks elsewhere, `ckpt demo` writes some to try"
-    )
+    there = os.path.isdir(root)
+    what = f"there are no checkpoints in {root}" if there else f"there is no directory {root} ({place.origin})"
+    return CkptError(what, "--root DIR looks elsewhere, `ckpt demo` writes some to try")
 
 
 def _sorted(rows: list[tuple[Checkpoint, Metric | None]], key: str) -> list[tuple[Checkpoint, Metric | None]]:
