@@ -2,40 +2,23 @@
 
 from __future__ import annotations
 
-import importlib
 import os
 import sys
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
-from typer.core import TyperGroup
 
 from ckpt_cli import __version__
-from ckpt_cli.commands.options import EPILOG, SETTINGS
+from ckpt_cli.commands.options import EPILOG, SETTINGS, group_of
 from ckpt_cli.errors import CkptError
 from ckpt_cli.ui import out
 
-# In the order of `ckpt --help`; each is the module of its name in `commands`, imported when it is asked for.
+# In the order of `ckpt --help`; each is the module of its name in `commands`.
 COMMANDS = ("list", "latest", "inspect", "prune", "convert", "demo")
 
 
-class Commands(TyperGroup):
-    """Subcommands that are imported when they are needed: `ckpt list` does not pay for `ckpt convert`."""
-
-    def list_commands(self, ctx: Any) -> list[str]:
-        return list(COMMANDS)
-
-    def get_command(self, ctx: Any, cmd_name: str) -> Any:
-        if cmd_name not in COMMANDS:
-            return None
-        module = importlib.import_module(f"ckpt_cli.commands.{cmd_name}")
-        command = typer.main.get_command(module.app)
-        command.name = cmd_name
-        return command
-
-
 app = typer.Typer(
-    cls=Commands,
+    cls=group_of(COMMANDS),
     context_settings=SETTINGS,
     add_completion=False,
     rich_markup_mode=None,

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import importlib
 from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from ckpt_cli.checkpoint import Checkpoint
 from ckpt_cli.errors import EXIT_CODES
@@ -31,6 +33,27 @@ Json = Annotated[bool, typer.Option("--json", help="One JSON object.")]
 Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="Names only.")]
 Yes = Annotated[bool, typer.Option("-y", "--yes", help="Do not ask.")]
 DryRun = Annotated[bool, typer.Option("-n", "--dry-run", help="Only show what would be done.")]
+
+
+def group_of(names: tuple[str, ...], prefix: str = "") -> type[TyperGroup]:
+    """A group whose subcommands are imported when they are asked for: `ckpt list` does not pay for `ckpt convert`.
+
+    `names` are in the order of the help; each is a module of this folder, `prefix` before it, with a Typer `app`.
+    """
+
+    class Lazy(TyperGroup):
+        def list_commands(self, ctx: Any) -> list[str]:
+            return list(names)
+
+        def get_command(self, ctx: Any, cmd_name: str) -> Any:
+            if cmd_name not in names:
+                return None
+            module = importlib.import_module(f"ckpt_cli.commands.{prefix}{cmd_name}")
+            command = typer.main.get_command(module.app)
+            command.name = cmd_name
+            return command
+
+    return Lazy
 
 
 def new_app(**settings: Any) -> typer.Typer:
@@ -80,6 +103,11 @@ def look_for_one(query: Query) -> Checkpoint:
     if why:
         out.note(f"took {checkpoint.ref} ({why})")
     return checkpoint
+
+
+def look_for_subject(query: Query) -> Checkpoint | None:
+    """The checkpoint that is meant, None for a file that is no part of one."""
+    return None if query.file and not query.pool else look_for_one(query)
 
 
 def with_root(query: Query, command: str) -> str:

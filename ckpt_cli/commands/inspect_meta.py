@@ -1,0 +1,66 @@
+"""ckpt inspect meta"""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated, Any
+
+import typer
+
+from ckpt_cli.checkpoint import checkpoint_record
+from ckpt_cli.commands import options
+from ckpt_cli.metadata import look_up, read_metadata
+from ckpt_cli.selector import Query
+from ckpt_cli.ui import out
+
+app = options.new_app()
+
+
+@app.command(epilog=options.EPILOG)
+def meta(
+    target: options.Target = None,
+    root: options.Root = None,
+    source: options.Source = None,
+    tag: options.Tag = None,
+    step: options.Step = None,
+    key: Annotated[str | None, typer.Option("--key", metavar="A.B", help="Print one value.")] = None,
+    format: options.Format = None,
+    as_json: options.Json = False,
+    quiet: options.Quiet = False,
+) -> int:
+    """Show the metadata; without a meta file, what the checkpoint itself says.
+
+    \b
+    examples:
+      ckpt inspect meta d12
+      ckpt inspect meta base/d12/1000 --key model_config.n_layer
+      ckpt inspect meta --json | jq .meta.val_bpb
+    """
+    chosen = out.pick_format(format, as_json, quiet)
+    out.no_names(chosen, "inspect meta")
+    with out.answering("inspect meta", chosen, {"checkpoint": None, "meta": None}):
+        return _meta(options.look(target, root, source, tag, step), key, chosen)
+
+
+def _meta(query: Query, key: str | None, chosen: out.Format) -> int:
+    checkpoint = options.look_for_subject(query)
+    found = read_metadata(checkpoint, query.file)
+    if key is not None:
+        found = look_up(found, key)
+    if chosen == "json":
+        out.emit_json("inspect meta", {"checkpoint": checkpoint and checkpoint_record(checkpoint), "meta": found})
+    elif key is not None and not isinstance(found, (dict, list)):
+        out.emit_lines([found if isinstance(found, str) else json.dumps(found)])
+    elif chosen == "table":
+        # Line by line, so that only what the values hold is escaped.
+        out.emit_lines(json.dumps(found, indent=2, ensure_ascii=False).split("\n"))
+    else:
+        out.emit_rows("plain", (), [[name, value] for name, value in _leaves(found)])
+    return 0
+
+
+def _leaves(value: Any, name: str = "") -> list[tuple[str, str]]:
+    """Dotted names and JSON values, one a leaf."""
+    if isinstance(value, dict) and value:
+        return [leaf for key, item in value.items() for leaf in _leaves(item, f"{name}.{key}" if name else str(key))]
+    return [(name or "<root>", value if isinstance(value, str) else json.dumps(value))]
