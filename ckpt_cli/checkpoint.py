@@ -3,6 +3,8 @@
 Named tuples: they are made seven times faster than frozen dataclasses, and `ckpt list` makes all of them.
 """
 
+from __future__ import annotations
+
 import math
 import time
 from collections.abc import Iterable
@@ -107,8 +109,8 @@ class Checkpoint(NamedTuple):
 class Storage(NamedTuple):
     """A run of bytes in a file that tensors are views of.
 
-    `offset` and `bytes` place it in `file`; `crc32` is what the writer recorded, None where nothing was.
-    `packed` says that the bytes are compressed and so cannot be sliced in place.
+    `offset` places it in `file`, `bytes` is its length; `crc32` is what the writer recorded, None where nothing was.
+    `packed` is how many bytes it takes in the file when it is compressed (raw DEFLATE), 0 when it is stored as it is.
     """
 
     name: str
@@ -116,14 +118,21 @@ class Storage(NamedTuple):
     offset: int
     bytes: int
     crc32: int | None = None
-    packed: bool = False
+    packed: int = 0
 
 
 class TensorInfo(NamedTuple):
     """A tensor as a strided view of a storage: `offset` counts elements from the storage's start.
 
-    `dtype` is torch's spelling without `torch.`; `storage` is None where no bytes exist (meta device) or
-    where they cannot be laid out as one strided view (`form` then says what it is: sparse, quantized).
+    `dtype` is torch's spelling without `torch.`; `storage` is None where no bytes exist (meta device) or where the
+    tensor is put together from `pieces`. `form` says what it is:
+
+    - strided: one view of one storage, the rule.
+    - quantized: the same, of the integers that a scale and a zero point belong to.
+    - chunked: `pieces` tile it; the key of each is where it begins, one index a dimension.
+    - archived: `storage` is a whole file of its own that holds this tensor (a slice of a `.distcp` file).
+    - sparse_coo, sparse_csr, ..., nested, subclass: `pieces` are the tensors it is made of, by name.
+    - meta: a shape without data. Any other form names what keeps it from being read.
     """
 
     name: str
@@ -136,6 +145,7 @@ class TensorInfo(NamedTuple):
     form: str = "strided"
     swapped: bool = False
     signs: Literal["", "negated", "conjugated"] = ""
+    pieces: tuple[tuple[str | tuple[int, ...], TensorInfo], ...] = ()
 
     @property
     def elements(self) -> int:
@@ -143,11 +153,14 @@ class TensorInfo(NamedTuple):
 
     @property
     def bytes(self) -> int:
+        """Of its elements; of a tensor that is made of named ones, of those."""
+        if self.pieces and self.form != "chunked":
+            return sum(piece.bytes for _, piece in self.pieces)
         return self.elements * self.itemsize
 
     @property
     def file_offset(self) -> int | None:
-        if self.storage is None or self.storage.packed:
+        if self.storage is None or self.storage.packed or self.form == "archived":
             return None
         return self.storage.offset + self.offset * self.itemsize
 

@@ -20,11 +20,12 @@ from typing import Any
 from ckpt_cli.atomic import staged
 from ckpt_cli.checkpoint import TensorFile, TensorInfo
 from ckpt_cli.errors import CkptError, Refused
-from ckpt_cli.formats import FileSource
+from ckpt_cli.formats import Files, FileSource
 from ckpt_cli.formats import safetensors as target_format
 from ckpt_cli.layouts import read_json
-from ckpt_cli.tensors import blocks, check_storage, crc32, is_contiguous, range_crc32, read_tensors, readable
+from ckpt_cli.tensors import blocks, check_storage, crc32, range_crc32, read_tensors, readable, storages_of
 from ckpt_cli.ties import Alias, untie
+from ckpt_cli.views import is_contiguous
 
 Advance = Callable[[int], None]
 # How much is written before the disk is set to work on it.
@@ -95,11 +96,11 @@ def write(recipe: Recipe, target: str, replace: bool, advance: Advance) -> None:
     tensors done, each twice: once written, once read back."""
     if not replace and os.path.lexists(target):
         raise Refused(f"{target} is there already", "--force replaces it")
-    with FileSource(recipe.source.path) as source, staged(target, replace) as out:
+    with Files() as files, staged(target, replace) as out:
         os.ftruncate(out, recipe.bytes)
         _write_at(out, memoryview(recipe.header), 0)
-        digests = _write_tensors(source, recipe, out, advance)
-        _check_source(source, recipe, digests)
+        digests = _write_tensors(files, recipe, out, advance)
+        _check_source(files, recipe, digests)
         os.fsync(out)
         _read_back(recipe, out, digests, advance)
 
@@ -116,6 +117,8 @@ def _renamed(file: TensorFile) -> list[tuple[str, TensorInfo]]:
 
 def _refuse_inexpressible(file: TensorFile, name: str, tensor: TensorInfo) -> None:
     reason = readable(tensor)
+    if tensor.form == "quantized":
+        reason = "it is quantized"
     if not reason and tensor.dtype not in _CODES:
         reason = f"safetensors has no {tensor.dtype}"
     if not reason and tensor.dtype == "float4_e2m1fn_x2" and not tensor.shape:
@@ -174,13 +177,13 @@ def _header(
     return len(text).to_bytes(8, "little") + text
 
 
-def _write_tensors(source: FileSource, recipe: Recipe, out: int, advance: Advance) -> list[int]:
+def _write_tensors(files: Files, recipe: Recipe, out: int, advance: Advance) -> list[int]:
     """Writes every tensor; returns the CRC32 of the bytes of each, as they were read."""
     at = flushed = len(recipe.header)
     digests = []
     for entry in recipe.entries:
         digest = 0
-        for block in blocks(source, entry.tensor):
+        for block in blocks(files, entry.tensor):
             digest = crc32(block, digest)
             _write_at(out, block, at)
             at += len(block)
@@ -207,20 +210,21 @@ def _write_at(out: int, data: memoryview, at: int) -> None:
         done += os.pwrite(out, data[done:], at + done)
 
 
-def _check_source(source: FileSource, recipe: Recipe, digests: Sequence[int]) -> None:
+def _check_source(files: Files, recipe: Recipe, digests: Sequence[int]) -> None:
     """Raises Damaged where a record of the source does not have the CRC32 that was written with it.
 
     A tensor that is all of its record has passed through here already; else the record is read once more.
     """
     checked: set[str] = set()
     for entry, digest in zip(recipe.entries, digests):
-        storage = entry.tensor.storage
-        if storage is None or storage.name in checked:
-            continue
-        whole = is_contiguous(entry.tensor) and entry.tensor.bytes == storage.bytes
-        if not whole or digest != storage.crc32:
-            check_storage(source, storage)
-        checked.add(storage.name)
+        for storage in storages_of(files, entry.tensor):
+            place = f"{storage.file}:{storage.offset}"
+            if place in checked:
+                continue
+            whole = is_contiguous(entry.tensor) and entry.tensor.bytes == storage.bytes
+            if not whole or digest != storage.crc32:
+                check_storage(files, storage)
+            checked.add(place)
 
 
 def _read_back(recipe: Recipe, out: int, digests: Sequence[int], advance: Advance) -> None:

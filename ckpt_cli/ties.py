@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from ckpt_cli.checkpoint import TensorInfo
 from ckpt_cli.formats.safetensors import contiguous_stride
-from ckpt_cli.tensors import is_contiguous
+from ckpt_cli.views import is_contiguous
 
 
 class Alias(NamedTuple):

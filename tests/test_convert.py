@@ -158,7 +158,7 @@ def test_many_views_of_one_storage(tmp_path: Path) -> None:
 @pytest.mark.parametrize("block", [64, 1000])
 def test_larger_than_a_block(block: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Strided, signed and plain tensors of many blocks."""
-    monkeypatch.setattr(tensors, "BLOCK", block)
+    monkeypatch.setattr("ckpt_cli.views.BLOCK", block)
     monkeypatch.setattr(tensors, "RANGE", block)
     monkeypatch.setattr(conversion, "_FLUSH", 3 * block)
     base = filled(torch.float32, 50, 60)

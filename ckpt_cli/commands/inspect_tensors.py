@@ -11,8 +11,9 @@ import typer
 from ckpt_cli.checkpoint import Checkpoint, TensorFile, TensorInfo
 from ckpt_cli.commands import options
 from ckpt_cli.errors import CkptError, NotFound
+from ckpt_cli.formats import Files
 from ckpt_cli.selector import Query
-from ckpt_cli.tensors import check_storage, digest, read_tensors, readable
+from ckpt_cli.tensors import check_storage, digest, read_tensors, readable, storages_of
 from ckpt_cli.ui import out, text
 from ckpt_cli.ui.out import Cell, Column
 
@@ -56,7 +57,7 @@ def _tensors(query: Query, part: str | None, pattern: str | None, sort: str, has
     listed = [(file, tensor) for file in files for tensor in file.tensors if _wanted(tensor, pattern)]
     if sort != "file":
         listed.sort(key=lambda pair: pair[1].name if sort == "name" else -pair[1].bytes)
-    digests = _digests(files, listed) if hashes else {}
+    digests = _digests(listed) if hashes else {}
     totals = _totals([tensor for _, tensor in listed])
     foreign = [name for file in files for name in file.foreign_globals]
     for file in files:
@@ -131,18 +132,17 @@ def _wanted(tensor: TensorInfo, pattern: str | None) -> bool:
     return pattern is None or fnmatchcase(tensor.name, pattern)
 
 
-def _digests(files: list[TensorFile], listed: list[tuple[TensorFile, TensorInfo]]) -> dict[int, str | None]:
+def _digests(listed: list[tuple[TensorFile, TensorInfo]]) -> dict[int, str | None]:
     """sha256 by tensor; raises Damaged where a record that is read does not fit its CRC32."""
-    from ckpt_cli.formats import FileSource
-
     found: dict[int, str | None] = {}
-    for file in files:
-        mine = [tensor for owner, tensor in listed if owner is file]
-        with FileSource(file.path) as source:
-            for storage in {t.storage.name: t.storage for t in mine if t.storage}.values():
-                check_storage(source, storage)
-            for tensor in mine:
-                found[id(tensor)] = None if readable(tensor) else digest(source, tensor)
+    with Files() as open_files:
+        checked: set[tuple[str, int]] = set()
+        for _, tensor in listed:
+            for storage in storages_of(open_files, tensor):
+                if (storage.file, storage.offset) not in checked:
+                    checked.add((storage.file, storage.offset))
+                    check_storage(open_files, storage)
+            found[id(tensor)] = None if readable(tensor) else digest(open_files, tensor)
     return found
 
 

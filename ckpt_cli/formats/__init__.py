@@ -97,6 +97,55 @@ class FileSource:
         self.close()
 
 
+class Window:
+    """A range of another source as a source of its own."""
+
+    def __init__(self, source: ByteSource, start: int, size: int) -> None:
+        if start < 0 or size < 0 or start + size > source.size:
+            raise Damaged(f"{source.path} ends before byte {start + size}, where a part of it should be")
+        self.source = source
+        self.path = source.path
+        self.start = start
+        self.size = size
+
+    def read_at(self, offset: int, length: int) -> bytes:
+        self._check(offset, length)
+        return self.source.read_at(self.start + offset, length)
+
+    def read_into(self, offset: int, buffer: memoryview) -> None:
+        self._check(offset, len(buffer))
+        self.source.read_into(self.start + offset, buffer)
+
+    def _check(self, offset: int, length: int) -> None:
+        if offset < 0 or offset + length > self.size:
+            raise Damaged(f"{self.path}: a part of it ends before byte {offset + length} of that part")
+
+
+class Files:
+    """Local files by path, each opened when it is first asked for; the latest few stay open."""
+
+    def __init__(self, most: int = 32) -> None:
+        self.most = most
+        self.open: dict[str, FileSource] = {}
+
+    def at(self, path: str) -> FileSource:
+        source = self.open.pop(path, None) or FileSource(path)
+        self.open[path] = source  # the latest last
+        if len(self.open) > self.most:
+            self.open.pop(next(iter(self.open))).close()
+        return source
+
+    def close(self) -> None:
+        while self.open:
+            self.open.popitem()[1].close()
+
+    def __enter__(self) -> Files:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
 @cache
 def formats() -> tuple[Format, ...]:
     """Every format there is, in order of name."""

@@ -69,7 +69,8 @@ def _storage(source: ByteSource, archive: _zip.Archive, name: str, key: str) -> 
         raise Damaged(f"{source.path}: record {name} is missing")
     offset = _zip.data_offset(source, archive, record)
     crc32 = record.crc32 if archive.checked else None
-    return Storage(key, source.path, offset, record.bytes, crc32, packed=record.method != _zip.STORED)
+    packed = 0 if record.method == _zip.STORED else record.packed
+    return Storage(key, source.path, offset, record.bytes, crc32, packed)
 
 
 def _root(source: ByteSource, archive: _zip.Archive) -> str:

@@ -1,0 +1,105 @@
+"""A tensor that lies in pieces, one beside the other in many dimensions, as the stream of bytes it is."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import product
+
+from ckpt_cli.checkpoint import TensorInfo
+from ckpt_cli.views import BLOCK
+
+Box = tuple[tuple[int, ...], tuple[int, ...]]  # where it begins and how long it is, one number a dimension
+
+
+def tiling_fault(shape: Sequence[int], boxes: Sequence[Box]) -> str | None:
+    """Why `boxes` do not tile a tensor of `shape`, each element once; None where they do."""
+    boxes = [box for box in boxes if 0 not in box[1]]
+    for begin, size in boxes:
+        if len(begin) != len(shape) or len(size) != len(shape):
+            return "a piece has another number of dimensions"
+        if any(b < 0 or b + s > n for b, s, n in zip(begin, size, shape)):
+            return f"the piece at {list(begin)} reaches beyond the shape {list(shape)}"
+    if 0 in shape:
+        return None
+    total = sum(math.prod(size) for _, size in boxes)
+    if total < math.prod(shape):
+        return f"its pieces hold {total} of {math.prod(shape)} elements"
+    if total > math.prod(shape) or _overlap(boxes):
+        return "two of its pieces overlap"
+    return None
+
+
+def _overlap(boxes: Sequence[Box]) -> bool:
+    """Whether two boxes share an element: a sweep along the first dimension, each against those it lies beside."""
+    if len(boxes) < 2 or not boxes[0][0]:
+        return len(boxes) > 1
+    beside: list[Box] = []
+    for begin, size in sorted(boxes):
+        beside = [box for box in beside if box[0][0] + box[1][0] > begin[0]]
+        if any(
+            all(b < o + n and o < b + s for b, s, o, n in zip(begin[1:], size[1:], other[1:], length[1:]))
+            for other, length in beside
+        ):
+            return True
+        beside.append((begin, size))
+    return False
+
+
+def joined(tensor: TensorInfo, read: Callable[[TensorInfo], Iterable[memoryview]]) -> Iterator[memoryview]:
+    """The bytes of a chunked tensor in C order, in blocks of about views.BLOCK at most.
+
+    Its pieces must be strided; `read` streams the bytes of one. Each byte that no piece covers is zero: whether
+    they tile is asked by `tiling_fault`.
+    """
+    for begin, size in _regions(tensor.shape, tensor.itemsize):
+        block = bytearray(math.prod(size) * tensor.itemsize)
+        for at, piece in tensor.pieces:
+            assert not isinstance(at, str)
+            _paste(block, begin, size, at, piece, read)
+        yield memoryview(block)
+
+
+def _regions(shape: Sequence[int], itemsize: int) -> Iterator[Box]:
+    """Boxes of at most BLOCK bytes, in the order of the bytes they are: rows, or parts of one row."""
+    split = 0
+    while split < len(shape) and math.prod(shape[split + 1 :]) * itemsize > BLOCK:
+        split += 1
+    if split == len(shape):
+        yield from ((at, (1,) * split) for at in product(*map(range, shape)))
+        return
+    rows = max(1, BLOCK // max(1, math.prod(shape[split + 1 :]) * itemsize))
+    rest = tuple(shape[split + 1 :])
+    for lead in product(*map(range, shape[:split])):
+        for first in range(0, shape[split], rows):
+            size = (*(1,) * split, min(rows, shape[split] - first), *rest)
+            yield (*lead, first, *(0,) * len(rest)), size
+
+
+def _paste(
+    block: bytearray,
+    begin: Sequence[int],
+    size: Sequence[int],
+    at: Sequence[int],
+    piece: TensorInfo,
+    read: Callable[[TensorInfo], Iterable[memoryview]],
+) -> None:
+    """Puts what a piece that begins at `at` has of the box into its block."""
+    low = [max(b, a) for b, a in zip(begin, at)]
+    high = [min(b + s, a + n) for b, s, a, n in zip(begin, size, at, piece.shape)]
+    if any(first >= last for first, last in zip(low, high)):
+        return
+    inner = tuple(last - first for first, last in zip(low, high))
+    skip = sum((first - a) * stride for first, a, stride in zip(low, at, piece.stride))
+    data = b"".join(read(piece._replace(shape=inner, offset=piece.offset + skip)))
+    # Runs: the innermost dimensions that the box has in full are one stretch of bytes.
+    axis = len(inner)
+    run = piece.itemsize
+    while axis and (axis == len(inner) or inner[axis] == size[axis]):
+        axis -= 1
+        run *= inner[axis]
+    steps = [math.prod(size[i + 1 :]) * piece.itemsize for i in range(len(size))]
+    base = sum((first - b) * step for first, b, step in zip(low, begin, steps))
+    for number, index in enumerate(product(*map(range, inner[:axis]))):
+        place = base + sum(i * step for i, step in zip(index, steps))
+        block[place : place + run] = data[number * run : number * run + run]
