@@ -37,11 +37,12 @@ class Part(NamedTuple):
 
 
 class Problem(NamedTuple):
-    """What is wrong: a stable code, a sentence, and the file it is about."""
+    """What is wrong: a stable code, a sentence, the file it is about, and the record in it where it is about one."""
 
     code: str
     detail: str
     path: str
+    record: str | None = None
 
 
 class Metric(NamedTuple):
@@ -60,8 +61,9 @@ class Ranks(NamedTuple):
 class Checkpoint(NamedTuple):
     """What belongs to one step of one run.
 
-    `name` is the trainer's own name for it (`model_001000`), `metrics` every finite number that its
-    metadata gives at top level, `linked` true when the run was reached through a link out of the root.
+    `name` is the trainer's own name for it (`model_001000`, `epoch_1`), `dir` the directory of its model, `home`
+    that of its run where each step has a folder of its own, `metrics` every finite number that its metadata gives at
+    top level, `linked` true when the run was reached through a link out of the root.
     """
 
     layout: str
@@ -80,10 +82,16 @@ class Checkpoint(NamedTuple):
     pinned: bool = False
     linked: bool = False
     by_name: bool = False
+    home: str = ""
 
     @property
     def run(self) -> str:
         return f"{self.source}/{self.tag}" if self.source else self.tag
+
+    @property
+    def run_dir(self) -> str:
+        """The directory of the run: what two checkpoints of one run share, and where its trash lies."""
+        return self.home or self.dir
 
     @property
     def ref(self) -> str:
@@ -199,7 +207,8 @@ def iso_time(nanoseconds: int) -> str:
 
 
 def problem_record(problem: Problem) -> dict[str, Any]:
-    return {"code": problem.code, "detail": problem.detail, "path": problem.path}
+    named = {"record": problem.record} if problem.record is not None else {}
+    return {"code": problem.code, "detail": problem.detail, "path": problem.path, **named}
 
 
 def checkpoint_record(checkpoint: Checkpoint, metric: Metric | None = None) -> dict[str, Any]:

@@ -7,9 +7,9 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
-from ckpt_cli.checkpoint import Checkpoint
+from ckpt_cli.checkpoint import Checkpoint, TensorFile
 from ckpt_cli.errors import CkptError
-from ckpt_cli.layouts import Folder, layouts
+from ckpt_cli.layouts import LAST_RESORT, Folder, layouts
 
 # Directory name -> source, in the order in which a default is looked for. One day of 2026 wrote `sft_checkpoints`.
 SOURCES: Mapping[str, str] = {
@@ -55,17 +55,16 @@ def discover(
     root = os.path.realpath(root)
     if not os.path.isdir(root):
         raise CkptError(f"there is no directory {root}")
-    found: list[Checkpoint] = []
     warnings: list[str] = []
     trash = []
     targets: set[str] = set()
-    for folder in walk(root, sources=sources, depth=depth, now=now, grace=grace, warnings=warnings):
+    folders = list(walk(root, sources=sources, depth=depth, now=now, grace=grace, warnings=warnings))
+    for folder in folders:
         if TRASH in folder.folders:
             run = Checkpoint("trash", folder.source, folder.tag, None, None, TRASH, folder.path, ())
             trash.append(run._replace(linked=folder.linked))
         targets.update(os.path.realpath(entry.path) for entry in folder.files.values() if entry.is_symlink())
-        found.extend(_scan(folder))
-    ordered = sorted(_unique(found), key=_order(sources))
+    ordered = sorted(_unique(_scan(folders)), key=_order(sources))
     return Discovery(root, tuple(ordered), tuple(warnings), tuple(trash), frozenset(targets))
 
 
@@ -85,8 +84,9 @@ def walk(
     """
     now = time.time_ns() if now is None else now
     seen: set[tuple[int, int]] = set()
-    queue: list[tuple[str, int, bool]] = [(root, 0, False)]
-    for path, level, linked in queue:
+    queue: list[tuple[str, int, bool, Folder | None]] = [(root, 0, False, _above(root, sources))]
+    for path, level, linked, up in queue:
+        inner: list[tuple[str, bool]] = []
         files: dict[str, os.DirEntry[str]] = {}
         folders: list[str] = []
         try:
@@ -107,18 +107,36 @@ def walk(
                         if _is_met(os.path.realpath(entry.path), root, depth):
                             continue
                         out = True
-                    queue.append((entry.path, level + 1, out))
+                    inner.append((entry.path, out))
         except OSError as error:
             if warnings is not None:
                 warnings.append(f"{path} cannot be read: {error.strerror}")
             continue
         source, tag = place(path, root, sources)
-        yield Folder(path, source, tag, files, tuple(folders), now, int(grace * 1e9), linked)
+        folder = Folder(path, source, tag, files, tuple(folders), now, int(grace * 1e9), linked, up, _read_index)
+        queue += ((below, level + 1, out, folder) for below, out in inner)
+        yield folder
+
+
+def _above(root: str, sources: Mapping[str, str]) -> Folder | None:
+    """The directory above the root: a run whose steps are folders keeps there what they share."""
+    path = os.path.dirname(root)
+    if path == root:
+        return None
+    try:
+        with os.scandir(path) as entries:
+            here = list(entries)
+    except OSError:
+        return None
+    source, tag = place(path, path, sources)
+    folders = tuple(entry.name for entry in here if _is_directory(entry))
+    files = {entry.name: entry for entry in here if entry.name not in folders}
+    return Folder(path, source, tag, files, folders, 0, 0, read_index=_read_index)
 
 
 def claims(root: str, *, depth: int, sources: Mapping[str, str] = SOURCES) -> bool:
-    """Whether a layout finds anything in `root` or up to `depth` levels below; stops at the first."""
-    return any(_scan(folder) for folder in walk(os.path.realpath(root), sources=sources, depth=depth))
+    """Whether a layout finds anything in `root` or up to `depth` levels below."""
+    return bool(_scan(list(walk(os.path.realpath(root), sources=sources, depth=depth))))
 
 
 def place(path: str, root: str, sources: Mapping[str, str] = SOURCES) -> tuple[str | None, str]:
@@ -143,8 +161,29 @@ def place(path: str, root: str, sources: Mapping[str, str] = SOURCES) -> tuple[s
     return None, "/".join(below) or own
 
 
-def _scan(folder: Folder) -> list[Checkpoint]:
-    return [checkpoint for layout in layouts() for checkpoint in layout.scan(folder)]
+def _scan(folders: list[Folder]) -> list[Checkpoint]:
+    """What the layouts find, each asked about every folder before the next one is; a file is claimed once."""
+    found: list[Checkpoint] = []
+    places = {folder.path: folder for folder in folders}
+    claimed: set[str] = set()
+    for layout in layouts():
+        asked = [f for f in folders if f.path not in claimed] if layout.PRECEDENCE == LAST_RESORT else folders
+        mine = [checkpoint for folder in asked for checkpoint in layout.scan(folder)]
+        for path in (part.path for checkpoint in mine for part in checkpoint.parts):
+            directory, name = os.path.split(path)
+            if directory in places:
+                places[directory].files.pop(name, None)
+            while directory not in claimed and directory in places:
+                claimed.add(directory)
+                directory = os.path.dirname(directory)
+        found += mine
+    return found
+
+
+def _read_index(path: str) -> TensorFile:
+    from ckpt_cli.tensors import read_index
+
+    return read_index(path)
 
 
 def _is_directory(entry: os.DirEntry[str]) -> bool:
@@ -172,12 +211,12 @@ def _unique(found: list[Checkpoint]) -> Iterator[Checkpoint]:
     """
     first: dict[str, str] = {}
     for checkpoint in found:
-        first.setdefault(checkpoint.run, checkpoint.dir)
-        first[checkpoint.run] = min(first[checkpoint.run], checkpoint.dir)
+        first.setdefault(checkpoint.run, checkpoint.run_dir)
+        first[checkpoint.run] = min(first[checkpoint.run], checkpoint.run_dir)
     renamed = []
     for checkpoint in found:
-        if first[checkpoint.run] != checkpoint.dir:
-            above = os.path.basename(os.path.dirname(checkpoint.dir))
+        if first[checkpoint.run] != checkpoint.run_dir:
+            above = os.path.basename(os.path.dirname(checkpoint.run_dir))
             checkpoint = checkpoint._replace(tag=f"{above}/{checkpoint.tag}")
         renamed.append(checkpoint)
     refs = Counter(checkpoint.ref for checkpoint in renamed)
@@ -190,7 +229,7 @@ def _order(sources: Mapping[str, str]) -> Callable[[Checkpoint], tuple[Any, ...]
 
     def key(checkpoint: Checkpoint) -> tuple[Any, ...]:
         source = rank.get(checkpoint.source or "", len(rank))
-        run = source, checkpoint.source or "", natural(checkpoint.tag), checkpoint.dir
+        run = source, checkpoint.source or "", natural(checkpoint.tag), checkpoint.run_dir
         return *run, checkpoint.step or 0, checkpoint.name
 
     return key

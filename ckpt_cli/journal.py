@@ -34,7 +34,7 @@ _STATES: dict[str, OperationState] = {
 
 @dataclass(frozen=True)
 class File:
-    """A file to be removed, and what it was when the plan was made."""
+    """A file to be removed, by its path below the run's directory, and what it was when the plan was made."""
 
     name: str
     bytes: int
@@ -70,6 +70,16 @@ class Operation:
     @property
     def bytes(self) -> int:
         return sum(file.bytes for removal in self.removals for file in removal.files)
+
+    @property
+    def folders(self) -> list[str]:
+        """Those below the run's directory that its files lie in, the innermost first."""
+        pending = {os.path.dirname(file.name) for removal in self.removals for file in removal.files}
+        found: set[str] = set()
+        while pending := {folder for folder in pending if folder} - found:
+            found |= pending
+            pending = {os.path.dirname(folder) for folder in pending}
+        return sorted(found, key=lambda folder: (-folder.count(os.sep), folder))
 
 
 def new_id() -> str:
@@ -108,7 +118,7 @@ def plan_removal(checkpoint: Checkpoint, order: Sequence[Role]) -> Removal:
             raise Refused(f"{part.path} has changed since it was listed", "run prune again")
         # Of a link only the link goes.
         size = 0 if part.linked else part.bytes
-        files.append(File(os.path.basename(part.path), size, own.st_mtime_ns, own.st_ino))
+        files.append(File(os.path.relpath(part.path, checkpoint.run_dir), size, own.st_mtime_ns, own.st_ino))
     return Removal(checkpoint.ref, tuple(files))
 
 
@@ -228,7 +238,7 @@ def read(run: str, id: str) -> Operation:
 
 def _file(name: Any, bytes: Any, modified: Any, inode: Any) -> File:
     """A file as the journal tells it; raises ValueError or TypeError for what no journal of ours holds."""
-    if os.path.basename(name) != name or name in ("", os.curdir, os.pardir, JOURNAL) or "\0" in name:
+    if name == JOURNAL or "\0" in name or set(name.split(os.sep)) & {"", os.curdir, os.pardir}:
         raise ValueError("a name in the journal leaves the run's directory")
     return File(name, int(bytes), int(modified), int(inode))
 

@@ -9,6 +9,7 @@ prune finishes that too. A trash is inside the run's directory and so always on 
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -70,6 +71,7 @@ def remove(
                 raise Interrupted(f"interrupted: {what}") from error
             raise
         for operation in moved:
+            _sweep(operation.run, operation)
             if keep_trash:
                 total.done += operation.refs
             else:
@@ -119,8 +121,7 @@ def _move_away(operation: Operation, keep_trash: bool, outcome: Outcome) -> Oper
     begun, stayed = os.fstat(journal).st_size, len(outcome.stayed)
     try:
         failed = [removal for removal in operation.removals if not _move(operation, removal, outcome)]
-        fsync_directory(operation.run)
-        fsync_directory(operation.folder)
+        _sync(operation)
         append(journal, {"state": "moved", "failed": [removal.ref for removal in failed]})
     except BaseException as error:
         # Also for a full disk or an I/O error: what cannot be journalled is not done.
@@ -260,7 +261,10 @@ def _move(operation: Operation, removal: Removal, outcome: Outcome) -> bool:
             status = os.lstat(path)
             if (status.st_ino, status.st_mtime_ns) != (file.inode, file.modified):
                 raise OSError(0, "it has changed since it was listed")
-            os.rename(path, os.path.join(operation.folder, file.name))
+            away = os.path.join(operation.folder, file.name)
+            _make_room(operation.run, path)
+            _make_room(operation.folder, away)
+            os.rename(path, away)
         except OSError as error:
             outcome.stayed.append((path, error.strerror or str(error)))
             for other in reversed(removal.files):
@@ -280,6 +284,7 @@ def _restore(operation: Operation, file: File, outcome: Outcome) -> bool:
         if same_file(home, away):
             os.unlink(away)
         else:
+            _make_room(operation.run, home)
             rename_new(away, home)
     except FileExistsError:
         outcome.stayed.append((away, f"{home} is there already"))
@@ -307,7 +312,7 @@ def _put_back(operation: Operation, forget: bool = True) -> Outcome:
         else:
             outcome.again = True
     try:
-        fsync_directory(operation.run)
+        _sync(operation)
     except OSError as error:  # what may not be on the disk must not lose its journal
         outcome.stayed.append((operation.run, error.strerror or str(error)))
         outcome.again = True
@@ -328,6 +333,7 @@ def _blocked(operation: Operation, file: File) -> str | None:
 
 def _delete(operation: Operation) -> Outcome:
     outcome = Outcome()
+    _sweep(operation.run, operation)
     for removal in operation.removals:
         stayed = len(outcome.stayed)
         for file in removal.files:
@@ -346,8 +352,34 @@ def _delete(operation: Operation) -> Outcome:
     return outcome
 
 
+def _make_room(place: str, path: str) -> None:
+    """Makes the folder of a file below `place`; raises OSError where a link would lead it elsewhere."""
+    folder = os.path.dirname(path)
+    if not os.path.isdir(folder):
+        os.makedirs(folder)
+    if folder != place and os.path.realpath(folder) != os.path.join(os.path.realpath(place), folder[len(place) + 1 :]):
+        raise OSError(errno.ELOOP, "a symbolic link leads out of the run", folder)
+
+
+def _sync(operation: Operation) -> None:
+    """Makes every name that was moved durable, here and there."""
+    for place in (operation.run, operation.folder):
+        for folder in (*operation.folders, ""):
+            path = os.path.join(place, folder) if folder else place
+            if not folder or os.path.isdir(path):
+                fsync_directory(path)
+
+
+def _sweep(place: str, operation: Operation) -> None:
+    """Removes the folders that the operation's files have left empty."""
+    for folder in operation.folders:
+        with suppress(OSError):
+            os.rmdir(os.path.join(place, folder))
+
+
 def _forget(operation: Operation) -> None:
     """Removes the journal, then the empty directories; what is not empty stays."""
+    _sweep(operation.folder, operation)
     with suppress(OSError):
         if not set(os.listdir(operation.folder)) - {JOURNAL}:
             with suppress(FileNotFoundError):

@@ -98,7 +98,7 @@ def make_plan(checkpoints: Iterable[Checkpoint], policies: Mapping[str, Policy],
         raise CkptError("no policy says what to keep", "--keep N keeps the last N of each run")
     runs: dict[tuple[str, str], list[Checkpoint]] = {}
     for checkpoint in checkpoints:
-        runs.setdefault((checkpoint.run, checkpoint.dir), []).append(checkpoint)
+        runs.setdefault((checkpoint.run, checkpoint.run_dir), []).append(checkpoint)
     if rules.allow_empty and len(runs) > 1:
         raise Refused("--allow-empty removes one whole run, and several are meant", "name one, as in SOURCE/TAG")
     return Plan(tuple(policies), tuple(_run_plan(run, policies, rules) for run in runs.values()))
@@ -111,13 +111,13 @@ def settled_plan(
     check: Callable[[Checkpoint], tuple[Problem, ...]],
 ) -> Plan:
     """The plan whose kept checkpoints all pass `check`; those that fail it count as incomplete."""
-    pool = {(c.dir, c.ref): c for c in checkpoints}
+    pool = {(c.run_dir, c.ref): c for c in checkpoints}
     passed: set[tuple[str, str]] = set()
     while True:
         plan = make_plan(pool.values(), policies, rules)
         failed = False
         for kept in (kept.checkpoint for group in plan.groups for kept in group.keep):
-            key = (kept.dir, kept.ref)
+            key = (kept.run_dir, kept.ref)
             if key in passed:
                 continue
             passed.add(key)
@@ -136,7 +136,7 @@ def _run_plan(run: Sequence[Checkpoint], policies: Mapping[str, Policy], rules: 
     first = run[0]
     if first.linked:
         reason = "the run is a link out of the root"
-        return RunPlan(first.source, first.tag, first.dir, (), (), tuple(Ignored(c, reason) for c in run))
+        return RunPlan(first.source, first.tag, first.run_dir, (), (), tuple(Ignored(c, reason) for c in run))
     run = sorted(run, key=lambda c: (c.step or 0, c.name))
     for checkpoint in run:
         if rules.needs.get(checkpoint.layout) is None:
@@ -165,7 +165,7 @@ def _run_plan(run: Sequence[Checkpoint], policies: Mapping[str, Policy], rules: 
             f"nothing of {first.run} would be kept",
             f"with {first.run} as TARGET, --keep 0 --allow-empty removes this one run",
         )
-    return RunPlan(first.source, first.tag, first.dir, tuple(keep), tuple(remove), tuple(ignored))
+    return RunPlan(first.source, first.tag, first.run_dir, tuple(keep), tuple(remove), tuple(ignored))
 
 
 def _reasons(run: Sequence[Checkpoint], policies: Mapping[str, Policy], rules: Rules) -> dict[str, list[str]]:

@@ -269,7 +269,7 @@ def _tagged(pool: Sequence[Checkpoint], tag: str, found: Discovery) -> tuple[Che
 def _runs(pool: Sequence[Checkpoint]) -> list[list[Checkpoint]]:
     runs: dict[tuple[str, str], list[Checkpoint]] = {}
     for checkpoint in pool:
-        runs.setdefault((checkpoint.run, checkpoint.dir), []).append(checkpoint)
+        runs.setdefault((checkpoint.run, checkpoint.run_dir), []).append(checkpoint)
     return list(runs.values())
 
 

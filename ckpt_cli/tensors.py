@@ -16,6 +16,8 @@ from ckpt_cli.views import gathered, is_contiguous
 # Bytes read at a time of contiguous ranges: they fit the processor's cache so.
 RANGE = 1 << 20
 _HEAD = 512
+# Of a file that is read for its structure alone.
+MAX_INDEX = 64 << 20
 # A view that repeats elements may be larger than its file; beyond this it is refused rather than written out.
 _MAX_EXPANSION = 64
 
@@ -59,6 +61,34 @@ def read_tensors(path: str) -> TensorFile:
     """What the file at `path` holds. No tensor data is read and nothing of the file is run."""
     with about(path), FileSource(path) as source:
         return recognise(source).read(source)
+
+
+def read_index(path: str) -> TensorFile:
+    """What a small structure file holds: the same as `read_tensors`, but reading MAX_INDEX bytes at most."""
+    with about(path), FileSource(path) as source:
+        bounded = _Bounded(source, MAX_INDEX)
+        return recognise(bounded).read(bounded)
+
+
+class _Bounded:
+    """A source of which only so many bytes are read."""
+
+    def __init__(self, source: ByteSource, most: int) -> None:
+        self.source, self.left = source, most
+        self.path, self.size = source.path, source.size
+
+    def read_at(self, offset: int, length: int) -> bytes:
+        self._spend(length)
+        return self.source.read_at(offset, length)
+
+    def read_into(self, offset: int, buffer: memoryview) -> None:
+        self._spend(len(buffer))
+        self.source.read_into(offset, buffer)
+
+    def _spend(self, length: int) -> None:
+        self.left -= length
+        if self.left < 0:
+            raise CkptError(f"{self.path} is too large for what it should hold")
 
 
 def check_end(path: str) -> None:

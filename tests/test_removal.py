@@ -711,7 +711,7 @@ GARBLED: dict[str, object] = {
     "text for bytes": {"trash": False, "removals": [{"ref": "r", "files": [["model_000100.pt", "x", 1, 1]]}]},
     "number for name": {"trash": False, "removals": [{"ref": "r", "files": [[7, 1, 1, 1]]}]},
 }
-NAMES = ("../../../../outside.pt", "/OUT", "..", ".", "", "sub/model_000100.pt", "../journal", "journal", "a\x00b")
+NAMES = ("../../../../outside.pt", "/OUT", "..", ".", "", "sub/../model_000100.pt", "sub//model_000100.pt", "../journal", "journal", "a\x00b")
 
 
 def entry(name: str) -> dict[str, object]:

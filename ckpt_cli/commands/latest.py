@@ -71,7 +71,7 @@ def latest(
                 f"{found.ref} is not {what}", None if is_complete(found) else "--any-state takes it all the same"
             )
         if best or metric:
-            run = [c for c in query.pool if (c.run, c.dir) == (found.run, found.dir) and counts(c)]
+            run = [c for c in query.pool if (c.run, c.run_dir) == (found.run, found.run_dir) and counts(c)]
             found = best_of(run, metric)[0]
         if why:
             out.note(f"took {found.ref} ({why})")

@@ -102,7 +102,7 @@ def prune(
 
 def _names_one_run(query: Query) -> bool:
     """A tag of one source, or a directory that is the run itself: one run that lies in the root is not enough."""
-    dirs = {c.dir for c in query.pool}
+    dirs = {c.run_dir for c in query.pool}
     return len(dirs) == 1 and bool(query.tag or (query.root.origin == "TARGET" and dirs == {query.root.path}))
 
 

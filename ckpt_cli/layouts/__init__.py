@@ -9,22 +9,26 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cache
 from typing import Any, NamedTuple, Protocol, cast
 
 from ckpt_cli import plugins
-from ckpt_cli.checkpoint import OURS, Checkpoint, Part, Problem, Role, State
+from ckpt_cli.checkpoint import OURS, Checkpoint, Part, Problem, Role, State, TensorFile
 from ckpt_cli.errors import CkptError
 
 MAX_JSON_BYTES = 16 << 20
 MAX_JSON_DEPTH = 200
+# Who is asked first: a trainer's own names; folders as models are published in, which trainers write too; anything
+# else, only where nothing in or below the folder is claimed.
+TRAINER, PUBLISHED, LAST_RESORT = 0, 1, 2
 
 
 class Layout(Protocol):
     """What a module of this folder offers.
 
-    `scan` returns the checkpoints that lie in one folder, none when the names are not this layout's.
+    `scan` returns the checkpoints that lie in one folder, none when the names are not this layout's. It is asked in
+    the order of `PRECEDENCE`, and no later layout sees the files that a checkpoint has as parts.
     `REMOVAL_ORDER` names the roles in the order in which removal takes them away, so that the trainer's own
     discovery never finds a half checkpoint; roles not in it go last.
     `needs` returns, for one checkpoint, those of its run that it cannot be used without. A layout may leave
@@ -32,6 +36,7 @@ class Layout(Protocol):
     """
 
     NAME: str
+    PRECEDENCE: int
     REMOVAL_ORDER: tuple[Role, ...]
 
     def scan(self, folder: Folder) -> Iterable[Checkpoint]: ...
@@ -42,17 +47,42 @@ class Layout(Protocol):
 class Folder(NamedTuple):
     """One directory as read once: where it lies in the tree, and its files by name.
 
-    `now` and `grace` (nanoseconds) tell a checkpoint that is still being written from an abandoned one.
+    `now` and `grace` (nanoseconds) tell a checkpoint that is still being written from an abandoned one. `up` is the
+    directory above, also that above the root, of which only the names are known. `read_index` reads the values of a
+    small structure file in a tensor format (a DCP `.metadata`, the scalars of a `recipe_state.pt`), without its
+    tensors; it raises CkptError for what it refuses.
     """
 
     path: str
     source: str | None
     tag: str
-    files: Mapping[str, os.DirEntry[str]]
+    files: dict[str, os.DirEntry[str]]
     folders: tuple[str, ...]
     now: int
     grace: int
     linked: bool = False
+    up: Folder | None = None
+    read_index: Callable[[str], TensorFile] | None = None
+
+    @property
+    def name(self) -> str:
+        return os.path.basename(self.path)
+
+    def peek(self, name: str) -> Mapping[str, os.DirEntry[str]]:
+        """The files of one of its folders by name; nothing where that cannot be read, or is a link."""
+        path = os.path.join(self.path, name)
+        if name not in self.folders or os.path.islink(path):
+            return {}
+        try:
+            with os.scandir(path) as entries:
+                return {entry.name: entry for entry in entries if not entry.is_dir()}
+        except OSError:
+            return {}
+
+    @property
+    def tag_above(self) -> str:
+        """The tag of a run whose steps are folders, of which this is one."""
+        return self.up.tag if self.up else os.path.basename(os.path.dirname(self.path)) or self.tag
 
     def part(self, name: str, role: Role, problems: list[Problem], rank: int | None = None) -> Part | None:
         """The file as a part; None when it is a dead link or has just vanished, which is then a problem."""
@@ -120,9 +150,10 @@ def _deeper(value: Any, levels: int) -> bool:
 
 @cache
 def layouts() -> tuple[Layout, ...]:
-    """Every layout there is, in order of name."""
-    members = ("NAME", "REMOVAL_ORDER", "scan", "needs")
-    return tuple(cast(Layout, module) for module in plugins.load(sys.modules[__name__], members))
+    """Every layout there is, in the order in which they are asked."""
+    members = ("NAME", "PRECEDENCE", "REMOVAL_ORDER", "scan", "needs")
+    found = [cast(Layout, module) for module in plugins.load(sys.modules[__name__], members)]
+    return tuple(sorted(found, key=lambda layout: (layout.PRECEDENCE, layout.NAME)))
 
 
 def layout_named(name: str) -> Layout:

@@ -14,9 +14,10 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from ckpt_cli.checkpoint import Checkpoint, Problem, Ranks, Role
 from ckpt_cli.errors import CkptError
-from ckpt_cli.layouts import Folder, read_json
+from ckpt_cli.layouts import TRAINER, Folder, read_json
 
 NAME = "nanochat"
+PRECEDENCE = TRAINER
 # The trainer finds its last step by the model files alone, so the model goes first.
 REMOVAL_ORDER: tuple[Role, ...] = ("model", "meta", "optimizer")
 
