@@ -5,6 +5,7 @@ import re
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
+from functools import cache, partial
 from typing import Any, NamedTuple
 
 from ckpt_cli.checkpoint import Checkpoint, TensorFile
@@ -84,8 +85,10 @@ def walk(
     """
     now = time.time_ns() if now is None else now
     seen: set[tuple[int, int]] = set()
-    queue: list[tuple[str, int, bool, Folder | None]] = [(root, 0, False, _above(root, sources))]
-    for path, level, linked, up in queue:
+    queue: list[tuple[str, int, bool, Callable[[], Folder | None]]] = [
+        (root, 0, False, cache(lambda: _above(root, sources)))
+    ]
+    for path, level, linked, above in queue:
         inner: list[tuple[str, bool]] = []
         files: dict[str, os.DirEntry[str]] = {}
         folders: list[str] = []
@@ -113,9 +116,13 @@ def walk(
                 warnings.append(f"{path} cannot be read: {error.strerror}")
             continue
         source, tag = place(path, root, sources)
-        folder = Folder(path, source, tag, files, tuple(folders), now, int(grace * 1e9), linked, up, _read_index)
-        queue += ((below, level + 1, out, folder) for below, out in inner)
+        folder = Folder(path, source, tag, files, tuple(folders), now, int(grace * 1e9), linked, above, _read_index)
+        queue += ((below, level + 1, out, partial(_itself, folder)) for below, out in inner)
         yield folder
+
+
+def _itself(folder: Folder) -> Folder:
+    return folder
 
 
 def _above(root: str, sources: Mapping[str, str]) -> Folder | None:
@@ -129,9 +136,9 @@ def _above(root: str, sources: Mapping[str, str]) -> Folder | None:
     except OSError:
         return None
     source, tag = place(path, path, sources)
-    folders = tuple(entry.name for entry in here if _is_directory(entry))
+    folders = {entry.name for entry in here if _is_directory(entry)}
     files = {entry.name: entry for entry in here if entry.name not in folders}
-    return Folder(path, source, tag, files, folders, 0, 0, read_index=_read_index)
+    return Folder(path, source, tag, files, tuple(folders), 0, 0, read_index=_read_index)
 
 
 def claims(root: str, *, depth: int, sources: Mapping[str, str] = SOURCES) -> bool:

@@ -48,7 +48,7 @@ class Folder(NamedTuple):
     """One directory as read once: where it lies in the tree, and its files by name.
 
     `now` and `grace` (nanoseconds) tell a checkpoint that is still being written from an abandoned one. `up` is the
-    directory above, also that above the root, of which only the names are known. `read_index` reads the values of a
+    directory above, also that above the root, which is read when it is asked for. `read_index` reads the values of a
     small structure file in a tensor format (a DCP `.metadata`, the scalars of a `recipe_state.pt`), without its
     tensors; it raises CkptError for what it refuses.
     """
@@ -61,8 +61,12 @@ class Folder(NamedTuple):
     now: int
     grace: int
     linked: bool = False
-    up: Folder | None = None
+    above: Callable[[], Folder | None] = lambda: None
     read_index: Callable[[str], TensorFile] | None = None
+
+    @property
+    def up(self) -> Folder | None:
+        return self.above()
 
     @property
     def name(self) -> str:
@@ -82,7 +86,8 @@ class Folder(NamedTuple):
     @property
     def tag_above(self) -> str:
         """The tag of a run whose steps are folders, of which this is one."""
-        return self.up.tag if self.up else os.path.basename(os.path.dirname(self.path)) or self.tag
+        up = self.up
+        return up.tag if up else os.path.basename(os.path.dirname(self.path)) or self.tag
 
     def part(self, name: str, role: Role, problems: list[Problem], rank: int | None = None) -> Part | None:
         """The file as a part; None when it is a dead link or has just vanished, which is then a problem."""
