@@ -7,18 +7,29 @@ class CkptError(Exception):
     """A wrong call or an unusable input (exit 2); the children below carry the other exit codes.
 
     `message` is one sentence without a full stop; `hint`, where there is one, names what to run; `path` is the
-    file it is about, where it is about one.
+    file it is about, where it is about one, `record` the part of that file. A reader that knows exactly what is wrong
+    gives it as `kind`; `ckpt_cli.verify` lists these.
     """
 
     code = 2
     # How the failure is called among the `problems` of a JSON object.
     kind = "unusable"
 
-    def __init__(self, message: str, hint: str | None = None, path: str | None = None) -> None:
+    def __init__(
+        self,
+        message: str,
+        hint: str | None = None,
+        path: str | None = None,
+        *,
+        kind: str | None = None,
+        record: str | None = None,
+    ) -> None:
         super().__init__(message)
         self.message = message
         self.hint = hint
         self.path = path
+        self.kind = kind or self.kind
+        self.record = record
 
 
 class NotFound(CkptError):

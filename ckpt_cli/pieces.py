@@ -7,50 +7,15 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import product
 
 from ckpt_cli.checkpoint import TensorInfo
+from ckpt_cli.tiling import Box
 from ckpt_cli.views import BLOCK
-
-Box = tuple[tuple[int, ...], tuple[int, ...]]  # where it begins and how long it is, one number a dimension
-
-
-def tiling_fault(shape: Sequence[int], boxes: Sequence[Box]) -> str | None:
-    """Why `boxes` do not tile a tensor of `shape`, each element once; None where they do."""
-    boxes = [box for box in boxes if 0 not in box[1]]
-    for begin, size in boxes:
-        if len(begin) != len(shape) or len(size) != len(shape):
-            return "a piece has another number of dimensions"
-        if any(b < 0 or b + s > n for b, s, n in zip(begin, size, shape)):
-            return f"the piece at {list(begin)} reaches beyond the shape {list(shape)}"
-    if 0 in shape:
-        return None
-    total = sum(math.prod(size) for _, size in boxes)
-    if total < math.prod(shape):
-        return f"its pieces hold {total} of {math.prod(shape)} elements"
-    if total > math.prod(shape) or _overlap(boxes):
-        return "two of its pieces overlap"
-    return None
-
-
-def _overlap(boxes: Sequence[Box]) -> bool:
-    """Whether two boxes share an element: a sweep along the first dimension, each against those it lies beside."""
-    if len(boxes) < 2 or not boxes[0][0]:
-        return len(boxes) > 1
-    beside: list[Box] = []
-    for begin, size in sorted(boxes):
-        beside = [box for box in beside if box[0][0] + box[1][0] > begin[0]]
-        if any(
-            all(b < o + n and o < b + s for b, s, o, n in zip(begin[1:], size[1:], other[1:], length[1:]))
-            for other, length in beside
-        ):
-            return True
-        beside.append((begin, size))
-    return False
 
 
 def joined(tensor: TensorInfo, read: Callable[[TensorInfo], Iterable[memoryview]]) -> Iterator[memoryview]:
     """The bytes of a chunked tensor in C order, in blocks of about views.BLOCK at most.
 
     Its pieces must be strided; `read` streams the bytes of one. Each byte that no piece covers is zero: whether
-    they tile is asked by `tiling_fault`.
+    they tile is asked by `tiling.tiling_fault`.
     """
     for begin, size in _regions(tensor.shape, tensor.itemsize):
         block = bytearray(math.prod(size) * tensor.itemsize)

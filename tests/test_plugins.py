@@ -82,7 +82,7 @@ def test_every_format_has_its_members(form: Format, samples: dict[str, bytes]) -
     assert isinstance(form.NAME, str)
     assert form.NAME in samples, "give the suite a sample of it"
     assert form.NAME.strip().lower() == form.NAME
-    assert all(callable(member) for member in (form.matches, form.read, form.check))
+    assert all(callable(member) for member in (form.matches, form.read, form.records, form.check))
     assert (form.__doc__ or "").strip()
 
 
@@ -108,6 +108,12 @@ def test_a_format_knows_its_own(form: Format, samples: dict[str, bytes], tmp_pat
     ]
     tensor = read.tensors[0]
     assert tensor.storage in read.storages
+    with FileSource(str(tmp_path / "no-suffix")) as source:
+        records = list(form.records(source))
+    assert [record.offset for record in records] == sorted({record.offset for record in records})
+    assert [record._replace(name="") for record in records if record.offset == tensor.storage.offset] == [
+        tensor.storage._replace(name="")
+    ]
     assert tensor.file_offset is not None
     assert data[tensor.file_offset : tensor.file_offset + 12] == torch.arange(3.0).numpy().tobytes()
 
@@ -136,10 +142,14 @@ def test_a_format_takes_no_other(form: Format, samples: dict[str, bytes]) -> Non
 
 
 def test_a_format_survives_every_truncation(form: Format, samples: dict[str, bytes]) -> None:
-    """Cut at any byte: `read` and `check` raise CkptError and nothing else."""
+    """Cut at any byte: `read`, `records` and `check` raise CkptError and nothing else."""
     data = samples[form.NAME]
+
+    def listed(source: Bytes) -> object:
+        return list(form.records(source))
+
     for length in range(len(data)):
-        for look in (form.read, form.check):
+        for look in (form.read, listed, form.check):
             with pytest.raises(CkptError) as caught:
                 look(Bytes(data[:length]))
             assert caught.value.message
@@ -150,6 +160,10 @@ def test_a_format_survives_garbage(form: Format, samples: dict[str, bytes]) -> N
     """Its own head and then noise, noise alone, single changed bytes: CkptError, or a reading."""
     chance = random.Random(1)
     data = samples[form.NAME]
+
+    def listed(source: Bytes) -> object:
+        return list(form.records(source))
+
     refused = 0
     for turn in range(1500):
         if turn % 3 == 0:
@@ -159,7 +173,7 @@ def test_a_format_survives_garbage(form: Format, samples: dict[str, bytes]) -> N
             changed = bytearray(data[: chance.randrange(80)] + chance.randbytes(chance.randrange(200)))
         else:
             changed = bytearray(chance.randbytes(chance.randrange(300)))
-        for look in (form.read, form.check):
+        for look in (form.read, listed, form.check):
             try:
                 look(Bytes(bytes(changed)))
             except CkptError:
@@ -284,6 +298,7 @@ import re
 from ckpt_cli.checkpoint import Checkpoint
 
 NAME = "fake"
+PRECEDENCE = 0
 REMOVAL_ORDER = ("model",)
 needs = None
 
@@ -322,6 +337,10 @@ def read(source):
     storage = Storage("0", source.path, 5, source.size - 5)
     tensor = TensorInfo("fake.weight", "uint8", (source.size - 5,), (1,), 0, 1, storage)
     return TensorFile(source.path, NAME, (tensor,), {}, storages=(storage,))
+
+
+def records(source):
+    return read(source).storages
 '''
 
 

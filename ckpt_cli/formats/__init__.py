@@ -9,11 +9,12 @@ from __future__ import annotations
 import os
 import stat
 import sys
+from collections.abc import Iterable
 from functools import cache
 from typing import Protocol, cast
 
 from ckpt_cli import plugins
-from ckpt_cli.checkpoint import TensorFile
+from ckpt_cli.checkpoint import Storage, TensorFile
 from ckpt_cli.errors import CkptError, Damaged
 
 
@@ -39,9 +40,11 @@ class Format(Protocol):
     """What a module of this folder offers.
 
     `matches` tells from the first bytes and the size whether the content is this format's, whatever the file
-    is called. `read` lists what the file holds without reading tensor data. `check` looks only at what a
-    write that broke off would have left undone (the end of a zip, the length of the data), in milliseconds.
-    Both raise Damaged for what was cut short or altered, CkptError for what breaks the format's rules.
+    is called. `read` lists what the file holds without reading tensor data. `records` gives every run of bytes
+    that the file has a name for, whether or not a tensor uses it, in the order of the file: its full name, its
+    place, and the CRC32 written with it, None where none was. `check` looks only at what a write that broke off
+    would have left undone (the end of a zip, the length of the data), in milliseconds. All raise Damaged for what
+    was cut short or altered, CkptError for what breaks the format's rules.
     """
 
     NAME: str
@@ -49,6 +52,8 @@ class Format(Protocol):
     def matches(self, head: bytes, size: int) -> bool: ...
 
     def read(self, source: ByteSource) -> TensorFile: ...
+
+    def records(self, source: ByteSource) -> Iterable[Storage]: ...
 
     def check(self, source: ByteSource) -> None: ...
 
@@ -146,7 +151,10 @@ class Files:
         self.close()
 
 
+_MEMBERS = ("NAME", "matches", "read", "records", "check")
+
+
 @cache
 def formats() -> tuple[Format, ...]:
     """Every format there is, in order of name."""
-    return tuple(cast(Format, m) for m in plugins.load(sys.modules[__name__], ("NAME", "matches", "read", "check")))
+    return tuple(cast(Format, m) for m in plugins.load(sys.modules[__name__], _MEMBERS))

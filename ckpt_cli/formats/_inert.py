@@ -69,6 +69,8 @@ _CODE_NAMES = frozenset(
     pandas.read_pickle pandas.io.pickle.read_pickle
     """.split()
 )
+# No longer beginning of a name than this can be on the lists.
+_MOST_PIECES = max(name.count(".") for name in _CODE_MODULES | _CODE_NAMES) + 1
 # How Python 2 and the C accelerators spell modules.
 _SPELLINGS = {"__builtin__": "builtins", "__builtins__": "builtins", "_io": "io", "_operator": "operator"}
 
@@ -82,7 +84,7 @@ def runs_code(name: str, attributes: str | None = None) -> bool:
     """
     first, *rest = name.split(".")
     pieces = [_SPELLINGS.get(first, first), *rest]
-    prefixes = {".".join(pieces[:end]) for end in range(1, len(pieces) + 1)}
+    prefixes = {".".join(pieces[:end]) for end in range(1, min(len(pieces), _MOST_PIECES) + 1)}
     walked = pieces if attributes is None else [pieces[0], *attributes.split(".")]
     on_the_way = {piece.lstrip("_") for piece in walked[:-1]}
     return bool(prefixes & _CODE_NAMES or prefixes & _CODE_MODULES or on_the_way & _CODE_MODULES)
@@ -90,20 +92,65 @@ def runs_code(name: str, attributes: str | None = None) -> bool:
 
 # How many values a key may hold in all. Hashing one that is nested deep would exhaust the C stack, and one that
 # holds the same tuple many times over would take for ever.
-_MAX_KEY_PARTS = 256
-_SCALARS = (str, int, float, bool, bytes, type(None), complex)
+_MAX_KEY_PARTS = 32
+_SCALARS = (str, int, float, bool, bytes, type(None))
+# Beyond it, numbers that differ can have the same hash.
+_HASHED_AS_IT_IS = 2**61 - 2
+
+
+class _TupleKey(tuple[Any, ...]):
+    """Hashed by the text of its parts: Python's hash of numbers is known, so tuples can be made that all collide."""
+
+    __slots__ = ()
+
+    def __hash__(self) -> int:
+        return hash(tuple(part if isinstance(part, (str, bytes)) else _hashable(part) for part in self))
+
+
+class _LongKey(int):
+    """The same of a number."""
+
+    __slots__ = ()
+
+    def __hash__(self) -> int:
+        return hash(hex(self))
+
+
+def _hashable(part: Any) -> Any:
+    if isinstance(part, tuple):
+        return hash(_TupleKey(part))
+    return hex(part) if isinstance(part, int) else repr(part)
 
 
 def checked_key(key: Any) -> Any:
-    """The value, when it is fit to be a dictionary key or set element; raises Malformed otherwise."""
-    pending, parts = [key], 0
+    """The value as it can be a dictionary key or set element; raises Malformed where it cannot."""
+    if isinstance(key, int):
+        return key if -_HASHED_AS_IT_IS <= key <= _HASHED_AS_IT_IS else _LongKey(key)
+    if not isinstance(key, tuple):
+        _check_part(key)
+        return key
+    pending, parts = [key], 1
     while pending:
         item = pending.pop()
-        parts += 1
-        if type(item) is tuple:
-            if parts + len(pending) + len(item) > _MAX_KEY_PARTS:
-                raise Malformed("its pickle uses an immense tuple as a key")
-            pending.extend(item)
-        elif not isinstance(item, (*_SCALARS, Global, Opaque)):
-            raise Malformed(f"its pickle uses a {type(item).__name__} as a key")
-    return key
+        parts += len(item)
+        if parts > _MAX_KEY_PARTS:
+            raise Malformed("its pickle uses an immense tuple as a key")
+        for part in item:
+            if type(part) is tuple or type(part) is _TupleKey:
+                pending.append(part)
+            else:
+                _check_part(part)
+    return _TupleKey(key)
+
+
+def _check_part(part: Any) -> None:
+    if not isinstance(part, (*_SCALARS, Global, Opaque)) or isinstance(part, tuple):
+        raise Malformed(f"its pickle uses a {type(part).__name__} as a key")
+
+
+def quoted(text: str) -> str:
+    """A name from a file as a message can show it: in quotes, escaped, and no longer than it helps."""
+    return f"{text!a}" if len(text) <= _MOST_QUOTED else f"{text[:_MOST_QUOTED]!a}..."
+
+
+_MOST_QUOTED = 200

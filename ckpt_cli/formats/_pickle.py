@@ -19,6 +19,15 @@ from ckpt_cli.formats._inert import Global, Malformed, Opaque, RunsCode, Truncat
 # 2467 digits: Python itself refuses to write out numbers of more than 4300.
 _MAX_LONG_BYTES = 1024
 _MAX_NAME = 1000
+# Different names nobody knows: the largest pickled module has some hundreds.
+_MAX_GLOBALS = 10_000
+# What calls may copy of their arguments: some, and as much again as the pickle weighs. One that hands the same
+# list to a thousand calls would have a thousand copies of it.
+_COPIED = 100_000
+_SIZED = (str, bytes, list, tuple, dict, set, frozenset)
+
+
+_MOST_SAID = 200
 
 
 class Loaded(NamedTuple):
@@ -56,7 +65,7 @@ def _reason(error: Exception) -> str:
         return f"memo slot {error} was never set"
     if isinstance(error, IndexError):
         return "the stack or the data is exhausted"
-    return str(error) or type(error).__name__
+    return str(error)[:_MOST_SAID] or type(error).__name__
 
 
 class _Machine:
@@ -79,6 +88,7 @@ class _Machine:
         self.marks: list[list[Any]] = []
         self.memo: dict[int, Any] = {}
         self.globals: dict[str, Global] = {}
+        self.copies = _COPIED + 2 * (len(data) - start)
 
     def run(self) -> Loaded:
         data, table, size = self.data, _TABLE, len(self.data)
@@ -147,13 +157,22 @@ class _Machine:
             known = Global(full)
             if full not in self.functions:
                 self.globals[full] = known
+                if len(self.globals) > _MAX_GLOBALS:
+                    raise Malformed(f"its pickle names more than {_MAX_GLOBALS} different classes and functions")
         self.stack.append(known)
 
     def call(self, callee: Any, args: Any) -> Any:
         if not isinstance(callee, Global) or type(args) is not tuple:
             raise Malformed(f"its pickle calls what is no name at byte {self.at}")
         function = self.functions.get(callee.name)
-        return function(*args) if function else Opaque(callee.name, args)
+        if function is None:
+            return Opaque(callee.name, args)
+        for argument in args:
+            if type(argument) in _SIZED:
+                self.copies -= len(argument)
+        if self.copies < 0:
+            raise Malformed(f"its pickle has the same contents copied over and over at byte {self.at}")
+        return function(*args)
 
 
 def _set_items(machine: _Machine, target: Any, items: list[Any]) -> None:

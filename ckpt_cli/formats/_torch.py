@@ -50,7 +50,7 @@ def unpickle(path: str, data: bytes, find: Callable[[StorageId], Storage], swapp
 
     try:
         loaded = _pickle.load(data, _CONSTANTS, {**_COMMON, **_tensor_functions(swapped)}, persistent, start)
-        tensors, values = _tree.flatten(loaded.value)
+        tensors, values = _tree.flatten(loaded.value, loaded.end - start)
     except Damaged:
         raise
     except CkptError as error:

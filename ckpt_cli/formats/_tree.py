@@ -8,28 +8,32 @@ from ckpt_cli.checkpoint import Storage, TensorInfo
 from ckpt_cli.errors import CkptError
 from ckpt_cli.formats._inert import Global, Opaque
 
-MAX_NAMES = 2_000_000
 MAX_DEPTH = 200
-# Characters of names and texts, counted wherever they stand: a few kilobytes can repeat one text without end.
-MAX_TEXT = 1 << 26
+# What contents may unfold to: places where a value stands, and characters of names and texts. A pickle gives each
+# value that it does not repeat a byte at least, so the first is no limit for what repeats nothing; of the second an
+# honest name takes some for each byte. Both begin high enough for a small file that shares much.
+_NAMES, _NAMES_PER_BYTE, MAX_NAMES = 50_000, 1, 2_000_000
+_TEXT, _TEXT_PER_BYTE, MAX_TEXT = 1 << 23, 16, 1 << 26
 _MAX_BYTES_SHOWN = 64
 
 
-def flatten(root: Any) -> tuple[tuple[TensorInfo, ...], dict[str, Any]]:
-    """Tensors in the order of the file, and values by dotted name.
+def flatten(root: Any, size: int | None = None) -> tuple[tuple[TensorInfo, ...], dict[str, Any]]:
+    """Tensors in the order of the file, and values by dotted name, of what a pickle of `size` bytes held.
 
     A container without tensors is told once: where it is met again, the value says which name it is the same
-    as. So a few kilobytes that unfold to 2**60 leaves cost what they weigh. Raises CkptError beyond
-    MAX_NAMES names, MAX_DEPTH levels or MAX_TEXT characters.
+    as. So a few kilobytes that unfold to 2**60 leaves cost what they weigh. Raises CkptError for what is nested
+    deeper than MAX_DEPTH, and for what unfolds to more names or characters than its size allows.
     """
-    walk = _Walk(root)
+    walk = _Walk(root, MAX_NAMES if size is None else size)
     walk.visit("", root, 0)
     return tuple(walk.tensors), walk.values
 
 
 class _Walk:
-    def __init__(self, root: Any) -> None:
+    def __init__(self, root: Any, size: int) -> None:
         self.root = root
+        self.most_names = min(MAX_NAMES, _NAMES + _NAMES_PER_BYTE * size)
+        self.most_text = min(MAX_TEXT, _TEXT + _TEXT_PER_BYTE * size)
         self.tensors: list[TensorInfo] = []
         self.values: dict[str, Any] = {}
         self.first: dict[int, str] = {}
@@ -65,16 +69,17 @@ class _Walk:
         self.first.setdefault(id(value), name)
         self.path.add(id(value))
         for key, child in children:
-            self.visit(f"{name}.{key}" if name else key, child, depth + 1)
+            word = key if type(key) is str else str(key) if type(key) is int else _key_text(key)
+            self.visit(f"{name}.{word}" if name else word, child, depth + 1)
         self.path.discard(id(value))
 
     def count(self, name: str, weight: int) -> None:
-        self.names += weight > 0
+        self.names += 1
         self.text += len(name) + weight
-        if self.names > MAX_NAMES:
-            raise CkptError(f"it holds more than {MAX_NAMES} names")
-        if self.text > MAX_TEXT:
-            raise CkptError(f"its names and texts unfold to more than {MAX_TEXT >> 20} MiB")
+        if self.names > self.most_names:
+            raise CkptError(f"its contents unfold to more than {self.most_names} names")
+        if self.text > self.most_text:
+            raise CkptError(f"its names and texts unfold to more than {self.most_text} characters")
 
     def bears_tensors(self, value: Any) -> bool:
         """Whether a tensor lies anywhere below a container; all of them are looked into once, when one is met again."""
@@ -112,19 +117,26 @@ def _weight(value: Any) -> int:
         return len(value)
     if isinstance(value, (tuple, set, frozenset)):
         return sum(1 + _weight(item) for item in value)
+    if isinstance(value, (bytes, bytearray)):
+        return 20 + 2 * min(len(value), _MAX_BYTES_SHOWN)
+    if isinstance(value, (Opaque, Global)):
+        return len(value.name)
     return value.bit_length() // 3 if isinstance(value, int) else 1
 
 
-def _children(value: Any) -> list[tuple[str, Any]] | None:
-    """A container's members by name, None for what is no container."""
+def _children(value: Any) -> list[tuple[Any, Any]] | None:
+    """A container's members by key or index, None for what is no container.
+
+    Not by name: the text of a key can be long, and the members many.
+    """
     if isinstance(value, Storage):
         return None
     if isinstance(value, dict):
-        return [(_key_text(key), item) for key, item in value.items()]
+        return list(value.items())
     if isinstance(value, (list, tuple)):
         if isinstance(value, tuple) and all(isinstance(item, (int, float, str, type(None))) for item in value):
             return None
-        return [(str(index), item) for index, item in enumerate(value)]
+        return list(enumerate(value))
     if isinstance(value, Opaque):
         members = [*(_children(value.items) or ()), *(_children(value.elements) or ())]
         if isinstance(value.state, dict):
@@ -137,7 +149,7 @@ def _children(value: Any) -> list[tuple[str, Any]] | None:
     return None
 
 
-def _module(state: dict[Any, Any]) -> list[tuple[str, Any]] | None:
+def _module(state: dict[Any, Any]) -> list[tuple[Any, Any]] | None:
     """The members of a pickled torch.nn.Module under the names of its state dict, None for any other object."""
     parts = [state.get(name) for name in ("_parameters", "_buffers", "_modules")]
     if not all(isinstance(part, dict) for part in parts):
@@ -145,7 +157,7 @@ def _module(state: dict[Any, Any]) -> list[tuple[str, Any]] | None:
     passing = state.get("_non_persistent_buffers_set")
     passing = passing if isinstance(passing, (set, frozenset)) else ()
     return [
-        (_key_text(key), item)
+        (key, item)
         for part in parts
         if part is not None
         for key, item in part.items()

@@ -13,18 +13,22 @@ from typing import NamedTuple
 
 from ckpt_cli.errors import CkptError, Damaged
 from ckpt_cli.formats import ByteSource
+from ckpt_cli.formats._inert import quoted
 
 _END = struct.Struct("<4s4H2LH")
 _END64 = struct.Struct("<4sQ2H2L4Q")
 _LOCATOR64 = struct.Struct("<4sLQL")
 _CENTRAL = struct.Struct("<4s6H3L5H2L")
-_LOCAL = struct.Struct("<4s5H3L2H")
+LOCAL = struct.Struct("<4s5H3L2H")
 _MAX_COMMENT = 65535
 # What stands in an end record for a count, size or place that only its zip64 record can hold.
 _FULL = (0xFFFF, 0xFFFFFFFF, 0xFFFFFFFF)
 # 10 million records would be 100,000 times what a large model has.
 _MAX_DIRECTORY = 1 << 30
-_MAX_RATIO = 200
+# Pickles of state dicts pack fivefold. Small ones may be anything: there is little to lose.
+_MAX_RATIO, _SMALL = 50, 1 << 20
+# 258 bytes by two bits is the most that DEFLATE (RFC 1951) can express.
+_MAX_DEFLATE = 1032
 STORED, DEFLATED = 0, 8
 
 
@@ -46,6 +50,10 @@ class Archive(NamedTuple):
     checked: bool
     end: int
     notes: tuple[str, ...]
+
+    def lacks_crc(self, record: Record) -> bool:
+        """Whether no CRC32 was written with it: with none at all, or with a storage that torch was told to skip."""
+        return not self.checked or (not record.crc32 and record.bytes > 0 and "/data/" in record.name)
 
 
 def read_archive(source: ByteSource) -> Archive:
@@ -111,7 +119,7 @@ def _directory(source: ByteSource, data: bytes, limit: int) -> dict[str, Record]
             name = raw.decode()
         except UnicodeDecodeError as error:
             raise CkptError(f"{source.path} breaks the zip format: an entry's name is not UTF-8") from error
-        size, packed, header = _wide_sizes(extra, size, packed, header)
+        size, packed, header = wide_sizes(extra, size, packed, header)
         problem = None
         if name in records:
             problem = "stands twice: readers differ on which one counts"
@@ -121,15 +129,17 @@ def _directory(source: ByteSource, data: bytes, limit: int) -> dict[str, Record]
             problem = f"has the unsupported compression method {method}"
         elif method == STORED and size != packed:
             problem = "is stored in another size than its own"
-        elif header + _LOCAL.size + len(raw) + packed > limit:
+        elif method == DEFLATED and size > _MAX_DEFLATE * (packed + 1):
+            problem = "claims more bytes than it can unpack to"
+        elif header + LOCAL.size + len(raw) + packed > limit:
             problem = "reaches beyond the archive"
         if problem:
-            raise CkptError(f"{source.path} breaks the zip format: entry {name!a} {problem}")
+            raise CkptError(f"{source.path} breaks the zip format: entry {quoted(name)} {problem}")
         records[name] = Record(name, header, packed, size, method, crc)
     return records
 
 
-def _wide_sizes(extra: bytes, size: int, packed: int, header: int) -> tuple[int, int, int]:
+def wide_sizes(extra: bytes, size: int, packed: int, header: int) -> tuple[int, int, int]:
     """Sizes and place from the zip64 extra field, for those that the short fields cannot hold."""
     at = 0
     while at + 4 <= len(extra):
@@ -149,27 +159,27 @@ def data_offset(source: ByteSource, archive: Archive, record: Record) -> int:
     Raises Damaged when the local header is not there or names another entry.
     """
     raw = record.name.encode()
-    local = source.read_at(record.header, _LOCAL.size + len(raw))
-    fields = _LOCAL.unpack_from(local)
-    start: int = record.header + _LOCAL.size + fields[9] + fields[10]
-    if fields[0] != b"PK\3\4" or local[_LOCAL.size :] != raw or fields[9] != len(raw):
-        raise Damaged(f"{source.path}: the header of record {record.name} is damaged")
+    local = source.read_at(record.header, LOCAL.size + len(raw))
+    fields = LOCAL.unpack_from(local)
+    start: int = record.header + LOCAL.size + fields[9] + fields[10]
+    if fields[0] != b"PK\3\4" or local[LOCAL.size :] != raw or fields[9] != len(raw):
+        raise Damaged(f"{source.path}: the header of record {quoted(record.name)} is damaged")
     if start + record.packed > archive.end:
-        raise Damaged(f"{source.path}: record {record.name} reaches beyond the archive")
+        raise Damaged(f"{source.path}: record {quoted(record.name)} reaches beyond the archive")
     return start
 
 
 def read_record(source: ByteSource, archive: Archive, record: Record, limit: int) -> bytes:
     """The record's bytes, unpacked, at most `limit`, and its CRC32 checked where the archive has one."""
     if max(record.bytes, record.packed) > limit:
-        raise CkptError(f"{source.path}: record {record.name} has {record.bytes} bytes, more than the limit of {limit}")
+        raise CkptError(f"{source.path}: record {quoted(record.name)} has {record.bytes} bytes, more than the limit of {limit}")
     data = source.read_at(data_offset(source, archive, record), record.packed)
     if record.method == DEFLATED:
-        if record.bytes > _MAX_RATIO * max(record.packed, 64):
-            raise CkptError(f"{source.path}: record {record.name} is packed beyond reason, as a bomb is")
+        if record.bytes > max(_SMALL, _MAX_RATIO * record.packed):
+            raise CkptError(f"{source.path}: record {quoted(record.name)} is packed beyond reason, as a bomb is")
         data = _inflate(source, record, data)
-    if archive.checked and zlib.crc32(data) != record.crc32:
-        raise Damaged(f"{source.path}: record {record.name} is damaged: its CRC32 does not fit")
+    if not archive.lacks_crc(record) and zlib.crc32(data) != record.crc32:
+        raise Damaged(f"{source.path}: record {quoted(record.name)} is damaged: its CRC32 does not fit")
     return data
 
 
@@ -178,7 +188,7 @@ def _inflate(source: ByteSource, record: Record, packed: bytes) -> bytes:
     try:
         data = unpacker.decompress(packed, record.bytes + 1)
     except zlib.error as error:
-        raise Damaged(f"{source.path}: record {record.name} cannot be unpacked: {error}") from error
+        raise Damaged(f"{source.path}: record {quoted(record.name)} cannot be unpacked: {error}") from error
     if len(data) != record.bytes or not unpacker.eof:
-        raise Damaged(f"{source.path}: record {record.name} unpacks to another size than it says")
+        raise Damaged(f"{source.path}: record {quoted(record.name)} unpacks to another size than it says")
     return data

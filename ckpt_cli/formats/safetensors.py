@@ -10,12 +10,14 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
+from collections.abc import Iterable
 from typing import Any
 
 from ckpt_cli.checkpoint import Storage, TensorFile, TensorInfo
 from ckpt_cli.errors import CkptError, Damaged
 from ckpt_cli.formats import ByteSource
 from ckpt_cli.formats._dtypes import ITEMSIZE
+from ckpt_cli.formats._inert import quoted
 
 NAME = "safetensors"
 MAX_HEADER = 100_000_000
@@ -60,6 +62,11 @@ def check(source: ByteSource) -> None:
     read(source)
 
 
+def records(source: ByteSource) -> Iterable[Storage]:
+    """The bytes of each tensor, without a CRC32: none is ever written."""
+    return sorted(read(source).storages, key=lambda storage: (storage.offset, storage.bytes))
+
+
 def read(source: ByteSource) -> TensorFile:
     header, start = _header(source)
     if "__metadata__" in _twice(header):
@@ -73,7 +80,7 @@ def read(source: ByteSource) -> TensorFile:
     end = 0
     for first, last, name, *_ in sorted(placed):
         if first != end or last < first:
-            raise _broken(source, f"the bytes of tensor {name!a} do not follow on those before it")
+            raise _broken(source, f"the bytes of tensor {quoted(name)} do not follow on those before it")
         end = last
     if start + end > source.size:
         raise Damaged(f"{source.path} is truncated: {start + end - source.size} bytes of its data are missing")
@@ -166,24 +173,24 @@ def _no_constant(name: str) -> Any:
 def _tensor(source: ByteSource, name: str, entry: Any) -> tuple[int, int, str, str, tuple[int, ...], int]:
     """First and last byte, name, torch dtype, shape and bytes per element of one header entry."""
     if not isinstance(entry, dict):
-        raise _broken(source, f"tensor {name!a} is not described by an object")
+        raise _broken(source, f"tensor {quoted(name)} is not described by an object")
     code, shape, offsets = (entry.get(key) for key in _FIELDS)
     if _twice(entry) & set(_FIELDS):
-        raise _broken(source, f"tensor {name!a} is described twice over")
+        raise _broken(source, f"tensor {quoted(name)} is described twice over")
     if not isinstance(code, str) or code not in DTYPES:
-        raise _broken(source, f"tensor {name!a} has the unknown dtype {str(code)!a}")
+        raise _broken(source, f"tensor {quoted(name)} has the unknown dtype {quoted(str(code))}")
     if not isinstance(shape, list) or not all(type(size) is int and 0 <= size < _U64 for size in shape):
-        raise _broken(source, f"tensor {name!a} has a shape that is no list of sizes")
+        raise _broken(source, f"tensor {quoted(name)} has a shape that is no list of sizes")
     if not isinstance(offsets, list) or len(offsets) != 2 or not all(type(n) is int and 0 <= n < _U64 for n in offsets):
-        raise _broken(source, f"tensor {name!a} has no two data_offsets")
+        raise _broken(source, f"tensor {quoted(name)} has no two data_offsets")
     dtype, bits = DTYPES[code]
     total = 1
     for size in (*shape, bits):
         total *= size
         if total >= _U64:
-            raise _broken(source, f"the size of tensor {name!a} overflows")
+            raise _broken(source, f"the size of tensor {quoted(name)} overflows")
     if total % 8 or total // 8 != offsets[1] - offsets[0]:
-        raise _broken(source, f"the shape of tensor {name!a} does not fit its bytes")
+        raise _broken(source, f"the shape of tensor {quoted(name)} does not fit its bytes")
     if code == "F4" and shape:
         shape = [*shape[:-1], shape[-1] // 2]  # torch packs two in one element
     return offsets[0], offsets[1], name, dtype, tuple(shape), ITEMSIZE.get(dtype, 1)

@@ -7,12 +7,13 @@ no checksum of any kind. After torch/serialization.py, `_legacy_save` and `_lega
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 from ckpt_cli.checkpoint import Storage, TensorFile
 from ckpt_cli.errors import CkptError, Damaged
 from ckpt_cli.formats import ByteSource, _pickle
-from ckpt_cli.formats._inert import Malformed, RunsCode, Truncated
+from ckpt_cli.formats._inert import Malformed, RunsCode, Truncated, quoted
 from ckpt_cli.formats._torch import StorageId, unpickle
 
 NAME = "torch-legacy"
@@ -31,6 +32,11 @@ def matches(head: bytes, size: int) -> bool:
 def check(source: ByteSource) -> None:
     """The whole list of storages and the file's length: that is what an interrupted write lacks."""
     read(source)
+
+
+def records(source: ByteSource) -> Iterable[Storage]:
+    """The storages, without a CRC32: none is ever written."""
+    return sorted(read(source).storages, key=lambda storage: storage.offset)
 
 
 def read(source: ByteSource) -> TensorFile:
@@ -59,12 +65,14 @@ def _read(source: ByteSource, data: bytes) -> TensorFile:
         at = loaded.end
     magic, protocol, machine = plain
     if magic != _MAGIC or protocol != _PROTOCOL or not isinstance(machine, dict):
-        raise CkptError(f"{source.path} is a legacy torch file of an unknown protocol ({protocol!a})")
+        # Only a number is shown: the text of a value that holds itself many times over never ends.
+        told = quoted(str(protocol)) if type(protocol) is int else type(protocol).__name__
+        raise CkptError(f"{source.path} is a legacy torch file of an unknown protocol ({told})")
     wanted: dict[str, StorageId] = {}
 
     def note(storage: StorageId) -> Storage:
         if wanted.setdefault(storage.key, storage).bytes != storage.bytes:
-            raise CkptError(f"{source.path}: its pickle gives storage {storage.key!a} two lengths")
+            raise CkptError(f"{source.path}: its pickle gives storage {quoted(storage.key)} two lengths")
         return Storage(storage.key, source.path, 0, storage.bytes)
 
     objects = at
@@ -88,16 +96,17 @@ def _place(source: ByteSource, keys: Any, at: int, wanted: dict[str, StorageId])
     for key in keys:
         storage = wanted.get(key)
         if storage is None or key in storages:
-            raise CkptError(f"{source.path} lists the storage {key!a}, which its objects do not name once")
+            raise CkptError(f"{source.path} lists the storage {quoted(key)}, which its objects do not name once")
         if at + 8 + storage.bytes > source.size:
-            raise Damaged(f"{source.path} is truncated: it ends within storage {key}")
+            raise Damaged(f"{source.path} is truncated: it ends within storage {quoted(key)}")
         count = int.from_bytes(source.read_at(at, 8), "little")
         if count * storage.itemsize != storage.bytes:
-            raise Damaged(f"{source.path}: storage {key} is not as long as its tensors need")
+            raise Damaged(f"{source.path}: storage {quoted(key)} is not as long as its tensors need")
         storages[key] = Storage(key, source.path, at + 8, storage.bytes)
         at += 8 + storage.bytes
     if len(storages) != len(wanted):
-        raise Damaged(f"{source.path}: the bytes of storage {next(iter(set(wanted) - set(storages)))} are missing")
+        lost = next(key for key in wanted if key not in storages)
+        raise Damaged(f"{source.path}: the bytes of storage {quoted(lost)} are missing")
     return storages
 
 

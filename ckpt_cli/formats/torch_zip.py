@@ -7,9 +7,11 @@ Layout and rebuild functions after torch/serialization.py and torch/_utils.py, t
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from ckpt_cli.checkpoint import Storage, TensorFile
 from ckpt_cli.errors import CkptError, Damaged
-from ckpt_cli.formats import ByteSource, _zip
+from ckpt_cli.formats import ByteSource, _records, _zip
 from ckpt_cli.formats._torch import StorageId, unpickle
 
 NAME = "torch-zip"
@@ -26,9 +28,18 @@ def check(source: ByteSource) -> None:
     _root(source, _zip.read_archive(source))
 
 
+def records(source: ByteSource) -> Iterable[Storage]:
+    """Every record of the archive under its full name, the pickle and what describes it too."""
+    archive = _zip.read_archive(source)
+    _root(source, archive)
+    return _records.every(source, archive)
+
+
 def read(source: ByteSource) -> TensorFile:
     archive = _zip.read_archive(source)
     root = _root(source, archive)
+    offsets, notes = _records.walk(source, archive)
+    notes = [*archive.notes, *notes]
 
     def record(name: str, limit: int) -> bytes | None:
         entry = archive.records.get(f"{root}/{name}")
@@ -46,7 +57,11 @@ def read(source: ByteSource) -> TensorFile:
     def find(wanted: StorageId) -> Storage:
         storage = storages.get(wanted.key)
         if storage is None:
-            storage = storages[wanted.key] = _storage(source, archive, f"{root}/data/{wanted.key}", wanted.key)
+            name = f"{root}/data/{wanted.key}"
+            if name not in offsets:
+                raise Damaged(f"{source.path}: record {name} is missing")
+            entry = archive.records[name]
+            storage = storages[wanted.key] = _records.stored(source, archive, entry, offsets[name], wanted.key)
         if storage.bytes != wanted.bytes:
             raise Damaged(
                 f"{source.path}: record {root}/data/{wanted.key} has {storage.bytes} bytes "
@@ -55,22 +70,11 @@ def read(source: ByteSource) -> TensorFile:
         return storage
 
     read = unpickle(source.path, data, find, swapped=order == b"big")
-    notes = list(archive.notes)
     if read.end != len(data):
         notes.append(f"{len(data) - read.end} bytes follow the end of the pickle")
     return TensorFile(
         source.path, NAME, read.tensors, read.values, read.foreign_globals, tuple(storages.values()), tuple(notes)
     )
-
-
-def _storage(source: ByteSource, archive: _zip.Archive, name: str, key: str) -> Storage:
-    record = archive.records.get(name)
-    if record is None:
-        raise Damaged(f"{source.path}: record {name} is missing")
-    offset = _zip.data_offset(source, archive, record)
-    crc32 = record.crc32 if archive.checked else None
-    packed = 0 if record.method == _zip.STORED else record.packed
-    return Storage(key, source.path, offset, record.bytes, crc32, packed)
 
 
 def _root(source: ByteSource, archive: _zip.Archive) -> str:
