@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 from ckpt_cli.discover import claims
 from ckpt_cli.errors import CkptError
+from ckpt_cli.settings import NOTHING, Settings
 
 SUFFIXES = (".pt", ".pth", ".bin", ".safetensors", ".ckpt", ".json", ".distcp", ".jit")
 
@@ -17,15 +18,17 @@ class Root(NamedTuple):
     origin: str
 
 
-def find_root(flag: str | None, environ: Mapping[str, str], cwd: str) -> Root:
-    """The root, from the first that says: --root, CKPT_ROOT, checkpoints here or two levels below, nanochat's."""
-    for path, origin in ((flag, "--root"), (environ.get("CKPT_ROOT"), "CKPT_ROOT")):
+def find_root(flag: str | None, environ: Mapping[str, str], cwd: str, settings: Settings = NOTHING) -> Root:
+    """The root, from the first that says: --root, CKPT_ROOT, the settings, checkpoints here or two levels below,
+    nanochat's."""
+    settled = (settings.root, settings.origins.get("root", ""))
+    for path, origin in ((flag, "--root"), (environ.get("CKPT_ROOT"), "CKPT_ROOT"), settled):
         if path:
             path = os.path.expanduser(path)
             if not os.path.isdir(path):
                 raise CkptError(f"there is no directory {path} ({origin})")
             return Root(os.path.realpath(path), origin)
-    if claims(cwd, depth=2):
+    if claims(cwd, depth=2, sources=settings.sources):
         return Root(os.path.realpath(cwd), "the current directory")
     base = environ.get("NANOCHAT_BASE_DIR")
     if base:

@@ -6,10 +6,11 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 from ckpt_cli.checkpoint import Checkpoint, is_complete, newest
-from ckpt_cli.discover import Discovery, discover
+from ckpt_cli.discover import MAX_DEPTH, Discovery, discover
 from ckpt_cli.errors import CkptError, NotFound
 from ckpt_cli.metrics import best_of
 from ckpt_cli.root import Root, find_root, is_path
+from ckpt_cli.settings import NOTHING, Settings
 
 _NUMBER = re.compile(r"[0-9]+")
 _DEPTH = re.compile(r"d([0-9]+)")
@@ -30,6 +31,7 @@ class Query(NamedTuple):
     tag: str | None
     step: str | None
     notes: tuple[str, ...] = ()
+    settings: Settings = NOTHING
 
     @property
     def pool(self) -> tuple[Checkpoint, ...]:
@@ -60,6 +62,7 @@ def resolve(
     step: str | None = None,
     environ: Mapping[str, str] = os.environ,
     cwd: str = ".",
+    settings: Settings = NOTHING,
 ) -> Query:
     """Reads TARGET and the options beside it: a path by its form, else a selector, else a path that exists.
 
@@ -70,9 +73,9 @@ def resolve(
         if given == "":
             raise CkptError(f"{name} is empty")
     if target is not None and is_path(target):
-        return _at_path(target, root, source, tag, step)
-    place = find_root(root, environ, cwd)
-    found = discover(place.path) if os.path.isdir(place.path) else Discovery(place.path, (), (), ())
+        return _at_path(target, root, source, tag, step, settings)
+    place = find_root(root, environ, cwd, settings)
+    found = _discover(place.path, settings) if os.path.isdir(place.path) else Discovery(place.path, (), (), ())
     if tag and not source and not any(c.tag == tag for c in found.checkpoints):
         # SOURCE/TAG, as it is printed, is understood here too.
         first, _, rest = tag.partition("/")
@@ -86,22 +89,28 @@ def resolve(
                 # What could not be read may be what was meant.
                 error.hint = found.warnings[0] if found.warnings else error.hint
                 raise
-            query = _at_path(target, root, source, tag, step)
+            query = _at_path(target, root, source, tag, step, settings)
             return query._replace(notes=(f"{target} matches no run, so it is taken as a path",))
         for name, said, option in zip(("source", "tag", "step"), parsed, (source, tag, step)):
             if said and option and said != option and not _same_number(said, option):
                 raise CkptError(f"{target!a} and --{name} {option} contradict each other")
         source, tag, step = (said or option for said, option in zip(parsed, (source, tag, step)))
-    return Query(place, found, None, source, tag, step)
+    return Query(place, found, None, source, tag, step, settings=settings)
 
 
-def _at_path(target: str, root: str | None, source: str | None, tag: str | None, step: str | None) -> Query:
+def _discover(root: str, settings: Settings, depth: int = MAX_DEPTH) -> Discovery:
+    return discover(root, sources=settings.sources, grace=settings.grace, depth=depth)
+
+
+def _at_path(
+    target: str, root: str | None, source: str | None, tag: str | None, step: str | None, settings: Settings
+) -> Query:
     path = os.path.expanduser(target)
     if os.path.isdir(path):
         if root:
             raise CkptError(f"{target} is a directory, which acts as the root: it cannot go with --root")
         place = Root(os.path.realpath(path), "TARGET")
-        return Query(place, discover(place.path), None, source, tag, step)
+        return Query(place, _discover(place.path, settings), None, source, tag, step, settings=settings)
     try:
         os.lstat(path)
     except FileNotFoundError:
@@ -114,7 +123,8 @@ def _at_path(target: str, root: str | None, source: str | None, tag: str | None,
     for name in (path, os.path.realpath(path)) if os.path.islink(path) else (path,):
         folder = os.path.realpath(os.path.dirname(name) or ".")
         file = os.path.join(folder, os.path.basename(name))
-        query = Query(Root(folder, "TARGET"), discover(folder, depth=0), file, None, None, None)
+        found = _discover(folder, settings, depth=0)
+        query = Query(Root(folder, "TARGET"), found, file, None, None, None, settings=settings)
         if query.pool:
             return query
     return query
@@ -128,7 +138,7 @@ def choose(query: Query) -> tuple[Checkpoint, ...]:
     if query.step is None:
         return pool
     if query.step in ("latest", "best"):
-        return _of_each_run(pool, query.step)
+        return _of_each_run(pool, query.step, query.settings.metric)
     chosen = tuple(c for c in pool if _has_step(c, query.step))
     if not chosen:
         raise _no_step(query, pool)
@@ -161,7 +171,7 @@ def choose_one(query: Query, accept: Accept | None = None, what: str = "complete
     if len(runs) > 1:
         run, why = _default_run(runs, accept)
         runs = [run]
-    checkpoint = _step_of(runs[0], query.step, accept)
+    checkpoint = _step_of(runs[0], query.step, accept, query.settings.metric)
     if checkpoint is None:
         raise NotFound(f"no checkpoint of {runs[0][0].run} is {what}", "`ckpt list` shows what is there")
     return checkpoint, why
@@ -215,12 +225,12 @@ def _has_step(checkpoint: Checkpoint, step: str) -> bool:
     return bool(_NUMBER.fullmatch(step)) and len(step) < 300 and checkpoint.step == int(step)
 
 
-def _of_each_run(pool: Sequence[Checkpoint], step: str) -> tuple[Checkpoint, ...]:
+def _of_each_run(pool: Sequence[Checkpoint], step: str, metric: str | None) -> tuple[Checkpoint, ...]:
     """The latest or best of each run; runs without a metric are left out where others have one."""
     picked, failure = [], None
     for run in _runs(pool):
         try:
-            picked.append(_step_of(run, step, is_complete))
+            picked.append(_step_of(run, step, is_complete, metric))
         except NotFound as error:
             failure = error
     if failure and not any(picked):
@@ -232,10 +242,12 @@ def _same_number(one: str, other: str) -> bool:
     return bool(_NUMBER.fullmatch(one) and _NUMBER.fullmatch(other)) and one.lstrip("0") == other.lstrip("0")
 
 
-def _step_of(run: Sequence[Checkpoint], step: str | None, accept: Accept) -> Checkpoint | None:
+def _step_of(
+    run: Sequence[Checkpoint], step: str | None, accept: Accept, metric: str | None = None
+) -> Checkpoint | None:
     """The checkpoint of one run at a step: a number or name, `best`, or the newest that counts."""
     if step == "best":
-        return best_of([c for c in run if accept(c)], None)[0]
+        return best_of([c for c in run if accept(c)], metric)[0]
     if step in (None, "latest"):
         return newest([c for c in run if accept(c)])
     having = [c for c in run if _has_step(c, step or "")]

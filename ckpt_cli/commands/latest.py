@@ -72,7 +72,7 @@ def latest(
             )
         if best or metric:
             run = [c for c in query.pool if (c.run, c.run_dir) == (found.run, found.run_dir) and counts(c)]
-            found = best_of(run, metric)[0]
+            found = best_of(run, metric or query.settings.metric)[0]
         if why:
             out.note(f"took {found.ref} ({why})")
     if chosen == "json":

@@ -73,7 +73,7 @@ def list_(
         meant = choose(query)
     if trash:
         return _list_trash(query.root.path, query.trash, chosen)
-    name, goal = parse_metric(metric)
+    name, goal = parse_metric(metric or query.settings.metric)
     rows = [
         (checkpoint, pick_metric(checkpoint, name, goal))
         for checkpoint in meant

@@ -11,6 +11,7 @@ from typer.core import TyperGroup
 from ckpt_cli.checkpoint import Checkpoint
 from ckpt_cli.errors import EXIT_CODES
 from ckpt_cli.selector import Query, choose_one, resolve
+from ckpt_cli.settings import Settings, load
 from ckpt_cli.ui import out
 
 SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
@@ -69,7 +70,7 @@ def new_app(**settings: Any) -> typer.Typer:
 
 def look(target: str | None, root: str | None, source: str | None, tag: str | None, step: str | None) -> Query:
     """TARGET and its options resolved, with everything worth saying about it said on stderr."""
-    query = resolve(target, root, source, tag, step)
+    query = resolve(target, root, source, tag, step, settings=settings())
     for message in query.found.warnings:
         out.warning(message)
     for message in query.notes:
@@ -85,6 +86,11 @@ def look(target: str | None, root: str | None, source: str | None, tag: str | No
             elif interrupted(path):
                 out.warning(f"a prune of {path} was cut off: `ckpt prune {path}` with --undo or --purge settles it")
     return query
+
+
+def settings() -> Settings:
+    """What the user has settled for the current directory, and everywhere."""
+    return load(".", typer.get_app_dir("ckpt"))
 
 
 def name_root(query: Query) -> None:

@@ -14,7 +14,6 @@ from ckpt_cli import removal
 from ckpt_cli.atomic import locked
 from ckpt_cli.checkpoint import Checkpoint, pick_metric
 from ckpt_cli.commands import options
-from ckpt_cli.discover import GRACE_SECONDS
 from ckpt_cli.errors import CkptError, NotFound, Refused
 from ckpt_cli.journal import Removal, new_id, operations, plan_removal, unchanged
 from ckpt_cli.layouts import layout_named, layouts
@@ -89,7 +88,7 @@ def prune(
             raise Refused("--allow-empty goes with --keep 0 and a selector that names one run")
         rules = Rules(
             now=time.time_ns(),
-            grace=int(GRACE_SECONDS * 1e9),
+            grace=int(query.settings.grace * 1e9),
             needs={layout.NAME: getattr(layout, "needs", None) for layout in layouts()},
             targets=query.found.targets,
             allow_empty=allow_empty,
