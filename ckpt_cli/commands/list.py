@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from ckpt_cli.checkpoint import Checkpoint, Metric, checkpoint_record, iso_time, pick_metric
+from ckpt_cli.checkpoint import Checkpoint, Metric, Role, checkpoint_record, iso_time, pick_metric
 from ckpt_cli.commands import options
 from ckpt_cli.errors import CkptError
 from ckpt_cli.metrics import parse_metric
@@ -20,6 +20,10 @@ from ckpt_cli.ui.out import Cell, Column
 app = options.new_app()
 _SORTS = ("run", "step", "size", "age", "metric")
 _STYLES = {"complete": "green", "incomplete": "red", "in-progress": "yellow"}
+_ROLES: tuple[Role, ...] = ("model", "adapter", "meta", "config", "index", "optimizer", "recipe", "export")
+_SHORT = {"optimizer": "optim"}
+# Missing files that are named; of more, the number.
+_NAMED = 2
 _COLUMNS = (
     Column("REF"),
     Column("STATE"),
@@ -149,20 +153,28 @@ def _row(checkpoint: Checkpoint, metric: Metric | None, now: float) -> list[str 
 
 
 def _parts(checkpoint: Checkpoint) -> str:
-    """`model, meta, optim 7 of 8`, and what is wrong."""
-    words = [role for role in ("model", "meta") if checkpoint.having(role)]
-    ranks = checkpoint.ranks
-    if ranks:
-        words.append(f"optim {len(ranks.present)} of {len(ranks.present) + len(ranks.missing)}")
-    elif checkpoint.having("optimizer"):
-        words.append("optim")
-    words += [
-        f"{len(found)} {role}" if len(found) > 1 else role for role in ("export",) if (found := checkpoint.having(role))
-    ]
+    """`model, meta, optim 7 of 8`, `3 model, index, no model-00004-of-00004.safetensors`: what there is, what is not."""
+    words = []
+    for role in _ROLES:
+        count = len(checkpoint.having(role))
+        ranks = checkpoint.ranks if role == "optimizer" else None
+        if ranks:
+            words.append(f"optim {len(ranks.present)} of {len(ranks.present) + len(ranks.missing)}")
+        elif count:
+            name = _SHORT.get(role, role)
+            words.append(name if count == 1 else f"{count} {name}")
     words += [word for word, true in (("pinned", checkpoint.pinned), ("linked", checkpoint.linked)) if true]
-    lost = [f"no {role}" for role in ("model", "meta") if role not in words]
-    odd = [problem.code for problem in checkpoint.problems if problem.code != "missing-part"]
-    return ", ".join([*words, *lost, *odd])
+    ranks = checkpoint.ranks
+    # Missing ranks are in the count already.
+    lost = [
+        os.path.basename(problem.path)
+        for problem in checkpoint.problems
+        if problem.code == "missing-part" and not (ranks and problem.detail.startswith("optimizer rank"))
+    ]
+    words += [f"no {name}" for name in lost[:_NAMED]]
+    if lost[_NAMED:]:
+        words.append(f"{len(lost) - _NAMED} more missing")
+    return ", ".join([*words, *(problem.code for problem in checkpoint.problems if problem.code != "missing-part")])
 
 
 def _list_trash(root: str, runs: tuple[str, ...], chosen: out.Format) -> int:

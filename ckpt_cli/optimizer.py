@@ -1,0 +1,374 @@
+"""TensorFile -> the optimizer state in it: groups, their hyperparameters, states and steps.
+
+An optimizer is found by its `param_groups` and `state`, wherever they lie: at the top (torch, Trainer, nanochat
+since January 2026), in a list (nanochat before, Lightning), under a key (nano-gpt, nanoGPT, torchtune's
+recipe_state.pt) or under the name of each parameter (torchtune's optimizer_in_bwd). States are kept by index or by
+parameter name. It does not know which parameters a model has, nor what a training run set the optimizer up with.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import struct
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+from ckpt_cli.checkpoint import TensorFile, TensorInfo
+from ckpt_cli.formats import Files
+from ckpt_cli.tensors import blocks, check_storage, readable, storages_of
+
+Steps = tuple["int | float", "int | float"]
+
+_ADAM = {"step", "exp_avg", "exp_avg_sq", "max_exp_avg_sq"}
+# (kind, hyperparameters or states that only it has, states it may have), as torch, transformers and nanochat name them.
+_KINDS: tuple[tuple[str, set[str], set[str]], ...] = (
+    ("Muon", {"ns_steps"}, {"step", "momentum_buffer", "second_momentum_buffer"}),
+    ("SGD", {"momentum", "dampening", "nesterov"}, {"momentum_buffer"}),
+    ("NAdam", {"momentum_decay"}, {*_ADAM, "mu_product"}),
+    ("Adamax", {"exp_inf"}, {"step", "exp_avg", "exp_inf"}),
+    ("Adadelta", {"rho"}, {"step", "square_avg", "acc_delta"}),
+    ("Adagrad", {"initial_accumulator_value"}, {"step", "sum"}),
+    ("RMSprop", {"alpha", "centered"}, {"step", "square_avg", "momentum_buffer", "grad_avg"}),
+    ("Rprop", {"etas", "step_sizes"}, {"step", "prev", "step_size"}),
+    ("ASGD", {"lambd", "t0"}, {"step", "eta", "mu", "ax"}),
+    ("Adafactor", {"beta2_decay"}, {"step", "row_var", "col_var", "variance"}),
+    ("Adafactor", {"clip_threshold"}, {"step", "exp_avg", "exp_avg_sq_row", "exp_avg_sq_col", "exp_avg_sq", "RMS"}),
+)
+# States that tell an optimizer where its groups are not in the file; others could be anything's.
+_TELLING = ("exp_avg", "exp_avg_sq", "momentum_buffer")
+_NUMBERS = {
+    "float64": "<d", "float32": "<f", "float16": "<e", "int64": "<q", "int32": "<i", "int16": "<h", "int8": "<b",
+    "uint64": "<Q", "uint32": "<I", "uint16": "<H", "uint8": "<B",
+}  # fmt: skip
+_SAME = "<same as "
+_MOST = 16
+
+
+class StateName(NamedTuple):
+    """One kind of state in a group: how many parameters have it as a tensor and as a plain value, distinct dtypes
+    and shapes in the order of the file."""
+
+    name: str
+    tensors: int
+    values: int
+    dtypes: tuple[str, ...]
+    shapes: tuple[tuple[int, ...], ...]
+    bytes: int
+
+
+class Group(NamedTuple):
+    """One parameter group.
+
+    `optimizer` is the dotted name of where the optimizer lies, "" at the top; `number` is None for states that no
+    group names. `kind` is None where neither states nor hyperparameters tell it. `having` are the parameters with a
+    state; a Muon buffer stacked over several parameters lies under the first, and `stacked` is how many it holds.
+    """
+
+    optimizer: str
+    number: int | None
+    kind: str | None
+    hyperparameters: dict[str, Any]
+    parameters: int
+    having: frozenset[str]
+    stacked: int | None
+    states: tuple[StateName, ...]
+    step: Steps | None
+
+    @property
+    def without_state(self) -> int:
+        return max(0, self.parameters - max(len(self.having), self.stacked or 0))
+
+
+class OptimizerState(NamedTuple):
+    """The optimizers of one file; `bytes` is the file's size."""
+
+    path: str
+    rank: int | None
+    bytes: int
+    groups: tuple[Group, ...]
+
+    @property
+    def state_tensors(self) -> int:
+        return sum(state.tensors for group in self.groups for state in group.states)
+
+    @property
+    def state_bytes(self) -> int:
+        return sum(state.bytes for group in self.groups for state in group.states)
+
+    @property
+    def step(self) -> Steps | None:
+        return _span(step for group in self.groups for step in group.step or ())
+
+
+class _Draft(NamedTuple):
+    """A group being read: the names of its parameters, and their states by parameter and name."""
+
+    optimizer: str
+    number: int | None
+    hyperparameters: dict[str, Any]
+    params: list[str]
+    entries: dict[str, dict[str, list[Any]]]
+
+
+def optimizer_state(file: TensorFile, rank: int | None = None) -> OptimizerState | None:
+    """What the optimizer in a file is; None where there is none that can be told.
+
+    Of tensors only the scalars named `step` and scalar hyperparameters are read. Raises Damaged where one of those
+    does not fit its CRC32.
+    """
+    found = _found(file)
+    drafts = _join_single([draft for prefix in found for draft in _drafts(prefix, *found[prefix])])
+    if not drafts:
+        return None
+    with Files() as files:
+        numbers = _Numbers(files)
+        groups = tuple(_group(draft, numbers) for draft in drafts)
+    return OptimizerState(file.path, rank, os.stat(file.path).st_size, groups)
+
+
+def without_state(ranks: Iterable[OptimizerState]) -> int:
+    """How many parameters that groups name have a state on none of the ranks: each may keep another part of them."""
+    named: dict[tuple[str, int], list[Group]] = {}
+    for group in (group for rank in ranks for group in rank.groups):
+        if group.number is not None:
+            named.setdefault((group.optimizer, group.number), []).append(group)
+    lacking = 0
+    for shards in named.values():
+        held = max(len(frozenset().union(*(s.having for s in shards))), sum(s.stacked or 0 for s in shards))
+        lacking += max(0, max(s.parameters for s in shards) - held)
+    return lacking
+
+
+_Pairs = list[tuple[str, Any]]
+
+
+def _found(file: TensorFile) -> dict[str, tuple[_Pairs, _Pairs]]:
+    """By the place of each optimizer: (name, value) of what lies below `param_groups`, and below `state`."""
+    # Values first: every group has some, so groups are met in their order; few have tensors.
+    pairs: _Pairs = [*file.values.items(), *((tensor.name, tensor) for tensor in file.tensors)]
+    found: dict[str, tuple[_Pairs, _Pairs]] = {}
+    rest: _Pairs = []
+    for name, value in pairs:
+        at = f".{name}.".find(".param_groups.") if "param_groups" in name else -1
+        if at < 0:
+            rest.append((name, value))
+        else:
+            below = name[at + len("param_groups.") :]
+            found.setdefault(name[: max(at - 1, 0)], ([], []))[0].append((below, _same(value, file.values)))
+    stateful = set()
+    for name, value in rest:
+        at = f".{name}.".find(".state.")
+        while at >= 0:
+            prefix = name[: max(at - 1, 0)]
+            below = name[at + len("state.") :]
+            if not found and below.rpartition(".")[2] in _TELLING:
+                found[prefix] = ([], [])
+            if prefix in found:
+                stateful.add(prefix)
+                if below:
+                    found[prefix][1].append((below, value))
+                break
+            at = f".{name}.".find(".state.", at + 1)
+    return {prefix: parts for prefix, parts in found.items() if prefix in stateful}
+
+
+def _same(value: Any, values: dict[str, Any]) -> Any:
+    """A short list that several groups share is told once: here it is again."""
+    if isinstance(value, str) and value.startswith(_SAME):
+        name = value[len(_SAME) : -1]
+        items = [values[f"{name}.{index}"] for index in range(_MOST + 1) if f"{name}.{index}" in values]
+        return items if 0 < len(items) <= _MOST else value
+    return value
+
+
+def _drafts(prefix: str, groups: _Pairs, states: _Pairs) -> list[_Draft]:
+    """The groups of one optimizer with their states, and, last, the states that no group names."""
+    drafts: dict[str, _Draft] = {}
+    for name, value in groups:
+        key, _, rest = name.partition(".")
+        if not key.isdecimal():
+            # Flattened by parameter: `param_groups.<parameter>.<hyperparameter>`.
+            key, _, rest = name.rpartition(".")
+        if not rest:
+            continue
+        draft = drafts.setdefault(key, _Draft(prefix, len(drafts), {}, [] if key.isdecimal() else [key], {}))
+        option, _, below = rest.partition(".")
+        if option == "params":
+            draft.params.extend(map(str, value if isinstance(value, list) else [value]))
+        elif below:
+            draft.hyperparameters.setdefault(option, {})[below] = value
+        else:
+            draft.hyperparameters[option] = value
+    owners = {param: draft for draft in drafts.values() for param in draft.params}
+    loose = _Draft(prefix, None, {}, [], {})
+    for name, value in states:
+        param, state = _split(name, owners)
+        entry = owners.get(param, loose).entries.setdefault(param, {})
+        if state:
+            entry.setdefault(state, []).append(value)
+    named = list(drafts.values())
+    if groups and not all(key.isdecimal() for key in drafts):
+        named = _join(named)
+    return [*named, loose._replace(params=list(loose.entries))] if loose.entries else named
+
+
+def _split(name: str, owners: dict[str, _Draft]) -> tuple[str, str]:
+    """Parameter and state of a dotted name. Parameter names may hold dots, and so may what lies in a state."""
+    if name in owners:
+        return name, ""
+    at = name.rfind(".")
+    while at >= 0:
+        if name[:at] in owners:
+            return name[:at], name[at + 1 :].partition(".")[0]
+        at = name.rfind(".", 0, at)
+    param, _, state = name.rpartition(".")
+    return (param, state) if param else (name, "")
+
+
+def _join_single(drafts: list[_Draft]) -> list[_Draft]:
+    """One optimizer a parameter, each under its parameter's name, becomes one group for each set of hyperparameters."""
+    count: dict[str, int] = {}
+    for draft in drafts:
+        count[draft.optimizer] = count.get(draft.optimizer, 0) + 1
+    single = [
+        draft
+        for draft in drafts
+        if count[draft.optimizer] == 1
+        and len(draft.params) == 1
+        and draft.number == 0
+        and not draft.optimizer.rpartition(".")[2].isdecimal()
+    ]
+    if len(single) < 2:
+        return drafts
+    heads = {draft.optimizer.partition(".")[0] for draft in single}
+    head = heads.pop() if len(heads) == 1 else ""
+    renamed = [
+        draft._replace(
+            optimizer=head,
+            params=[draft.optimizer],
+            entries=dict.fromkeys([draft.optimizer], draft.entries.get(draft.params[0], {})),
+        )
+        for draft in single
+    ]
+    chosen = {id(draft) for draft in single}
+    return [*_join(renamed), *(draft for draft in drafts if id(draft) not in chosen)]
+
+
+def _join(drafts: list[_Draft]) -> list[_Draft]:
+    """Groups with equal hyperparameters as one, numbered anew."""
+    joined: dict[str, _Draft] = {}
+    for draft in drafts:
+        settings = repr(sorted(draft.hyperparameters.items()))
+        whole = joined.setdefault(settings, draft._replace(number=len(joined), params=[], entries={}))
+        whole.params.extend(draft.params)
+        whole.entries.update(draft.entries)
+    return list(joined.values())
+
+
+def _group(draft: _Draft, numbers: _Numbers) -> Group:
+    settings = {name: _setting(value, numbers) for name, value in draft.hyperparameters.items()}
+    names: dict[str, list[Any]] = {}
+    having = set()
+    for param, entry in draft.entries.items():
+        if any(item is not None for items in entry.values() for item in items):
+            having.add(param)
+        for name, items in entry.items():
+            names.setdefault(name, []).extend(items)
+    states = tuple(_state_name(name, items) for name, items in names.items())
+    kind = _kind(settings, set(names))
+    stacked = None
+    if kind == "Muon" and len(having) == 1 and having == set(draft.params[:1]):
+        leading = {shape[0] for state in states for shape in state.shapes if len(shape) > 2}
+        stacked = leading.pop() if len(leading) == 1 else None
+    steps = [numbers.of(item) for item in [*names.get("step", ()), settings.get("step")]]
+    return Group(
+        draft.optimizer,
+        draft.number,
+        kind,
+        settings,
+        len(draft.params),
+        frozenset(having),
+        stacked,
+        states,
+        _span(step for step in steps if step is not None),
+    )
+
+
+def _setting(value: Any, numbers: _Numbers) -> Any:
+    """A hyperparameter as JSON can hold it; of a tensor that is no scalar, dtype and shape."""
+    if isinstance(value, TensorInfo):
+        number = numbers.of(value) if not value.shape else None
+        return {"dtype": value.dtype, "shape": list(value.shape)} if number is None else number
+    if isinstance(value, dict):
+        items = [_setting(item, numbers) for item in value.values()]
+        return items if list(value) == [str(index) for index in range(len(items))] else dict(zip(value, items))
+    return value
+
+
+def _state_name(name: str, items: list[Any]) -> StateName:
+    tensors = [item for item in items if isinstance(item, TensorInfo)]
+    return StateName(
+        name,
+        len(tensors),
+        sum(item is not None for item in items) - len(tensors),
+        tuple(dict.fromkeys(tensor.dtype for tensor in tensors)),
+        tuple(dict.fromkeys(tensor.shape for tensor in tensors)),
+        sum(tensor.bytes for tensor in tensors),
+    )
+
+
+def _kind(settings: dict[str, Any], states: set[str]) -> str | None:
+    """The optimizer's name, where its group says it or states and hyperparameters leave no other.
+
+    `Adam family` is what has Adam's states, where nothing tells Adam from AdamW, RAdam or LAMB.
+    """
+    said = settings.get("kind")
+    if isinstance(said, str):
+        return {"adamw": "AdamW", "muon": "Muon", "adam": "Adam", "sgd": "SGD"}.get(said, said)
+    for kind, marks, allowed in _KINDS:
+        if marks <= settings.keys() | states and states <= allowed:
+            return kind
+    if states <= _ADAM:
+        if "amsgrad" in settings and isinstance(settings.get("decoupled_weight_decay"), bool):
+            return "AdamW" if settings["decoupled_weight_decay"] else "Adam"
+        if {"exp_avg", "exp_avg_sq"} <= states:
+            return "Adam family"
+    return None
+
+
+class _Numbers:
+    """Scalars of a file as numbers; the CRC32 of each record they lie in is checked once."""
+
+    def __init__(self, files: Files) -> None:
+        self.files = files
+        self.checked: set[tuple[str, int]] = set()
+
+    def of(self, value: Any) -> int | float | None:
+        """The value of a number or of a tensor with one element; None for anything else and what is not finite."""
+        if isinstance(value, TensorInfo):
+            value = self.read(value)
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+            return None
+        return int(value) if value == int(value) else value
+
+    def read(self, tensor: TensorInfo) -> int | float | None:
+        if tensor.elements != 1 or readable(tensor):
+            return None
+        for storage in storages_of(self.files, tensor):
+            place = storage.file, storage.offset
+            if place not in self.checked:
+                check_storage(self.files, storage)
+                self.checked.add(place)
+        data = b"".join(blocks(self.files, tensor))
+        if tensor.dtype == "bfloat16":
+            return float(struct.unpack("<f", b"\0\0" + data)[0])
+        form = _NUMBERS.get(tensor.dtype)
+        number: int | float | None = struct.unpack(form, data)[0] if form else None
+        return number
+
+
+def _span(steps: Iterable[int | float]) -> Steps | None:
+    """(smallest, largest), None of nothing."""
+    listed = list(steps)
+    return (min(listed), max(listed)) if listed else None
