@@ -139,7 +139,8 @@ class TensorInfo(NamedTuple):
     - quantized: the same, of the integers that a scale and a zero point belong to.
     - chunked: `pieces` tile it; the key of each is where it begins, one index a dimension.
     - archived: `storage` is a whole file of its own that holds this tensor (a slice of a `.distcp` file).
-    - sparse_coo, sparse_csr, ..., nested, subclass: `pieces` are the tensors it is made of, by name.
+    - sparse_coo, sparse_csr, ..., nested, subclass: `pieces` are the tensors it is made of, by name. A nested one,
+      whose rows differ in length, has the shape of its values.
     - meta: a shape without data. Any other form names what keeps it from being read.
     """
 
@@ -242,6 +243,17 @@ def is_complete(checkpoint: Checkpoint) -> bool:
     return checkpoint.state == "complete"
 
 
+def in_order(checkpoint: Checkpoint) -> tuple[bool, bool, int]:
+    """A sort key for the checkpoints of one run: those without a number, epochs, steps; the numbers as numbers.
+
+    A run is counted in steps only where somebody asked for that, and begins to be in the middle of a run: so steps
+    come after epochs, and epoch 1 is never newer than step 500.
+    """
+    return checkpoint.step is not None, checkpoint.unit == "step", checkpoint.step or 0
+
+
 def newest(checkpoints: Iterable[Checkpoint]) -> Checkpoint | None:
-    """The one with the highest step; one without a number only where none has one."""
-    return max(checkpoints, key=lambda c: (c.step is not None, c.step or 0, c.modified), default=None)
+    """The one with the highest step, or epoch where none is counted in steps; one without a number only where none
+    has one. Never by time where there are numbers: copying changes it.
+    """
+    return max(checkpoints, key=lambda c: (*in_order(c), c.modified), default=None)

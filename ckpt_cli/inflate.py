@@ -29,7 +29,9 @@ class Inflated:
 
     def read_into(self, offset: int, buffer: memoryview) -> None:
         if offset < 0 or offset + len(buffer) > self.size:
-            raise Damaged(f"{self.path}: a compressed record ends before byte {offset + len(buffer)} of it")
+            raise Damaged(
+                f"{self.path}: a compressed record ends before byte {offset + len(buffer)} of it", kind="cannot-unpack"
+            )
         if offset < self.at:
             self._begin()
         while self.at < offset:
@@ -41,7 +43,7 @@ class Inflated:
             done += len(piece)
         self.at += done
         if self.at == self.size and self._more():
-            raise Damaged(f"{self.path}: a compressed record unpacks to more than it says")
+            raise Damaged(f"{self.path}: a compressed record unpacks to more than it says", kind="cannot-unpack")
 
     def _begin(self) -> None:
         self.unpacker = zlib.decompressobj(-15)
@@ -54,25 +56,30 @@ class Inflated:
             data = self.unpacker.unconsumed_tail or self._feed()
             ended = self.unpacker.eof or (not data and self.fed == self.packed.size)
             if self.unpacker.eof:
-                raise Damaged(f"{self.path}: a compressed record unpacks to less than it says")
-            try:
-                piece = self.unpacker.decompress(data, most)
-            except zlib.error as error:
-                raise Damaged(f"{self.path}: a compressed record cannot be unpacked: {error}") from error
+                raise Damaged(f"{self.path}: a compressed record unpacks to less than it says", kind="cannot-unpack")
+            piece = self._unpack(data, most)
             if piece:
                 return piece
             if ended:
-                raise Damaged(f"{self.path}: a compressed record unpacks to less than it says")
+                raise Damaged(f"{self.path}: a compressed record unpacks to less than it says", kind="cannot-unpack")
 
     def _more(self) -> bool:
         """Whether anything follows the last byte that is expected."""
         while not self.unpacker.eof:
             data = self.unpacker.unconsumed_tail or self._feed()
-            if self.unpacker.decompress(data, 1):
+            if self._unpack(data, 1):
                 return True
             if not data:
-                raise Damaged(f"{self.path}: a compressed record breaks off")
+                raise Damaged(f"{self.path}: a compressed record breaks off", kind="cannot-unpack")
         return bool(self.unpacker.unused_data) or self.fed < self.packed.size
+
+    def _unpack(self, data: bytes, most: int) -> bytes:
+        try:
+            return self.unpacker.decompress(data, most)
+        except zlib.error as error:
+            raise Damaged(
+                f"{self.path}: a compressed record cannot be unpacked: {error}", kind="cannot-unpack"
+            ) from error
 
     def _feed(self) -> bytes:
         length = min(_PIECE, self.packed.size - self.fed)

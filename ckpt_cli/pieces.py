@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import product
 
 from ckpt_cli.checkpoint import TensorInfo
-from ckpt_cli.tiling import Box
+from ckpt_cli.shapes import Box
 from ckpt_cli.views import BLOCK
 
 
@@ -15,7 +15,7 @@ def joined(tensor: TensorInfo, read: Callable[[TensorInfo], Iterable[memoryview]
     """The bytes of a chunked tensor in C order, in blocks of about views.BLOCK at most.
 
     Its pieces must be strided; `read` streams the bytes of one. Each byte that no piece covers is zero: whether
-    they tile is asked by `tiling.tiling_fault`.
+    they tile is asked by `shapes.tiling_fault`.
     """
     for begin, size in _regions(tensor.shape, tensor.itemsize):
         block = bytearray(math.prod(size) * tensor.itemsize)

@@ -42,19 +42,24 @@ _OTHERS = (
 def recognise(source: ByteSource) -> Format:
     """The format whose content it is; raises Damaged for an empty file, CkptError for anything else."""
     if not source.size:
-        raise Damaged(f"{source.path} is empty: a write broke off before its first byte")
+        raise Damaged(f"{source.path} is empty: a write broke off before its first byte", kind="empty-file")
     head = source.read_at(0, min(_HEAD, source.size))
     for form in formats():
         if form.matches(head, source.size):
             return form
     if not head.strip(b"\0"):
-        raise Damaged(f"{source.path} begins with nothing but zeros: a write that never reached the disk")
+        raise Damaged(
+            f"{source.path} begins with nothing but zeros: a write that never reached the disk", kind="truncated"
+        )
     for magic, what in _OTHERS:
         if head.lstrip().lower().startswith(magic.lower()) or head.startswith(magic):
-            raise CkptError(f"{source.path} is {what}")
+            raise CkptError(f"{source.path} is {what}", kind="not-a-checkpoint")
     if head[257:262] == b"ustar":
-        raise CkptError(f"{source.path} is a tar archive, as torch before 0.2 wrote them; such files are not read")
-    raise CkptError(f"{source.path} is not a checkpoint in any known format")
+        raise CkptError(
+            f"{source.path} is a tar archive, as torch before 0.2 wrote them; such files are not read",
+            kind="not-a-checkpoint",
+        )
+    raise CkptError(f"{source.path} is not a checkpoint in any known format", kind="not-a-checkpoint")
 
 
 def read_tensors(path: str) -> TensorFile:
@@ -64,10 +69,15 @@ def read_tensors(path: str) -> TensorFile:
 
 
 def read_index(path: str) -> TensorFile:
-    """What a small structure file holds: the same as `read_tensors`, but reading MAX_INDEX bytes at most."""
+    """What a small structure file holds: as `read_tensors`, but reading MAX_INDEX bytes at most.
+
+    A format that has an `index` besides `read` opens no other file for it.
+    """
     with about(path), FileSource(path) as source:
         bounded = _Bounded(source, MAX_INDEX)
-        return recognise(bounded).read(bounded)
+        form = recognise(bounded)
+        found: TensorFile = getattr(form, "index", form.read)(bounded)
+        return found
 
 
 class _Bounded:
@@ -112,7 +122,10 @@ def readable(tensor: TensorInfo) -> str | None:
     if tensor.form == "chunked":
         return next((why for _, piece in tensor.pieces if (why := readable(piece))), None)
     if tensor.storage is None or tensor.form not in ("strided", "quantized", "archived"):
-        kinds = {"meta": "it lies on the meta device, without data"}
+        kinds = {
+            "meta": "it lies on the meta device, without data",
+            "slice": "it is a slice of a larger tensor, whose other slices lie in other files",
+        }
         return kinds.get(tensor.form, f"it is {tensor.form}")
     if tensor.signs and not tensor.dtype.startswith(("float", "bfloat", "complex")):
         return f"it is marked as {tensor.signs}"
@@ -143,6 +156,30 @@ def blocks(files: Files, tensor: TensorInfo) -> Iterator[memoryview]:
     else:
         for block in gathered(source, tensor, base):
             yield memoryview(block)
+
+
+def checked_blocks(files: Files, tensor: TensorInfo, checked: set[tuple[str, int]]) -> Iterator[memoryview]:
+    """The tensor's blocks; by the end each storage they came from has been held against its CRC32, once in all.
+
+    Where the tensor is all of a storage, that is done along the way; else the storage is read beforehand. `checked`
+    is what has been, by file and offset. Raises Damaged where a CRC32 does not fit.
+    """
+    tensor = unpacked(files, tensor)
+    pending = [s for s in storages_of(files, tensor) if s.crc32 is not None and (s.file, s.offset) not in checked]
+    checked.update((storage.file, storage.offset) for storage in pending)
+    storage = tensor.storage
+    if not (pending and storage and tensor.bytes == storage.bytes and is_contiguous(tensor)):
+        for other in pending:
+            check_storage(files, other)
+        yield from blocks(files, tensor)
+        return
+    value = 0
+    for block in blocks(files, tensor):
+        value = crc32(block, value)
+        yield block
+    if value != storage.crc32:
+        check_storage(files, storage)
+        raise Damaged(f"{storage.file} changed while it was read", path=storage.file)
 
 
 def opened(files: Files, storage: Storage) -> tuple[ByteSource, int]:
@@ -211,5 +248,7 @@ def check_storage(files: Files, storage: Storage) -> None:
         return
     source, base = opened(files, storage)
     if range_crc32(source, base, storage.bytes) != storage.crc32:
-        what = f"{storage.file}: record data/{storage.name} is damaged: its CRC32 does not fit"
-        raise Damaged(what, path=storage.file)
+        # torch's storages are called by their number below `data`.
+        record = storage.name if "/" in storage.name else f"data/{storage.name}"
+        what = f"{storage.file}: record {record} is damaged: its CRC32 does not fit"
+        raise Damaged(what, path=storage.file, kind="crc-mismatch", record=record)

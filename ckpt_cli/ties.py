@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from ckpt_cli.checkpoint import TensorInfo
-from ckpt_cli.formats.safetensors import contiguous_stride
+from ckpt_cli.shapes import contiguous_stride
 from ckpt_cli.views import is_contiguous
 
 

@@ -269,7 +269,8 @@ def test_random_trees(tree: Any, protocol: int, tmp_path: Path) -> None:
     except (RuntimeError, NotImplementedError):
         assume(False)
     assert seen(tmp_path / "tree.pt") == told(loaded)
-    assert read_whole(tmp_path / "tree.pt").foreign_globals == ()
+    # Protocol 2 spells empty bytes by a name that torch's own loader refuses.
+    assert {found.name for found in read_whole(tmp_path / "tree.pt").foreign_globals} <= {"builtins.bytes"}
 
 
 def test_what_has_no_bytes(tmp_path: Path) -> None:
@@ -283,13 +284,13 @@ def test_what_has_no_bytes(tmp_path: Path) -> None:
     torch.save(state, tmp_path / "file.pt")
     file = read_whole(tmp_path / "file.pt")
     assert [(t.name, t.dtype, t.shape, t.form) for t in file.tensors] == [
-        ("coo", "float32", (3, 3), "sparse"),
-        ("csr", "float32", (2, 4), "sparse"),
+        ("coo", "float32", (3, 3), "sparse_coo"),
+        ("csr", "float32", (2, 4), "sparse_csr"),
         ("meta", "float16", (2, 3), "meta"),
         ("w", "float32", (2,), "strided"),
     ]
     reasons = [readable(tensor) for tensor in file.tensors]
-    assert reasons == ["it is sparse", "it is sparse", "it lies on the meta device, without data", None]
+    assert reasons == ["it is sparse_coo", "it is sparse_csr", "it lies on the meta device, without data", None]
 
 
 # --- damage
@@ -678,7 +679,8 @@ def test_code_in_real_pickles(function: Callable[..., Any], protocol: int, tmp_p
         ("torch.hub.load", True), ("torch.utils.bottleneck.__main__.run_prof", True), ("torch.load", True),
         ("numpy.testing._private.utils.runstring", True), ("_pickle.loads", True), ("a.b.os.c", True),
         ("argparse.Namespace", False), ("builtins.dict", False), ("torch.nn.modules.linear.Linear", False),
-        ("ossified.thing", False), ("numpy.dtype", False), ("collections.OrderedDict", False), ("codes.x", False),
+        ("__builtin__.reduce", True), ("ossified.thing", False),
+        ("numpy.dtype", False), ("collections.OrderedDict", False), ("codes.x", False),
     ],
 )  # fmt: skip
 def test_which_names_run_code(dotted: str, runs: bool) -> None:
@@ -967,13 +969,11 @@ def test_real_zoo(shared: Path) -> None:
             with pytest.raises(CkptError):
                 read_whole(path)
             continue
-        if any(record.endswith("/constants.pkl") for record in wanted.get("records", ())):
-            with pytest.raises(CkptError, match="TorchScript"):
-                read_tensors(str(path))
-            continue
+        # Of what TorchScript compresses the table has the CRC32 of the packed bytes.
+        packed = any(record.endswith("/constants.pkl") for record in wanted.get("records", ()))
         # A CRC32 of zero was not computed, so it cannot mismatch.
         broken = [name for name in wanted.get("crc_mismatches", ()) if wanted["records"][name]["crc32_in_zip"]]
-        if broken:
+        if broken and not packed:
             with pytest.raises(Damaged, match=broken[0].rpartition("/")[2]):
                 read_whole(path)
             continue

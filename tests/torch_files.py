@@ -46,6 +46,8 @@ def named(value: Any, name: str = "") -> list[tuple[str, torch.Tensor]]:
     if isinstance(value, torch.Tensor):
         return [(name or "<root>", value)]
     members: list[tuple[str, Any]] = []
+    if isinstance(value, torch.nn.Module):
+        value = value.state_dict()
     if isinstance(value, dict):
         members = [(str(list(key)) if isinstance(key, tuple) else str(key), item) for key, item in value.items()]
     elif isinstance(value, (list, tuple)):

@@ -67,16 +67,18 @@ class FileSource:
             # Not blocking: to open a pipe would wait for somebody to write to it.
             self.descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_NONBLOCK", 0))
         except OSError as error:
-            raise CkptError(f"{path} cannot be opened: {error.strerror}") from error
+            raise CkptError(f"{path} cannot be opened: {error.strerror}", kind="unreadable-part") from error
         status = os.fstat(self.descriptor)
         self.size = status.st_size
         if not stat.S_ISREG(status.st_mode):
             self.close()
-            raise CkptError(f"{path} is no regular file")
+            raise CkptError(f"{path} is no regular file", kind="unreadable-part")
 
     def read_at(self, offset: int, length: int) -> bytes:
         if offset < 0 or offset + length > self.size:
-            raise Damaged(f"{self.path} ends before byte {offset + length}, where a part of it should be")
+            raise Damaged(
+                f"{self.path} ends before byte {offset + length}, where a part of it should be", kind="truncated"
+            )
         buffer = bytearray(length)
         self.read_into(offset, memoryview(buffer))
         return bytes(buffer)
@@ -87,9 +89,14 @@ class FileSource:
             try:
                 count = os.preadv(self.descriptor, [buffer[done:]], offset + done)
             except OSError as error:
-                raise CkptError(f"{self.path} cannot be read: {error.strerror}", path=self.path) from error
+                raise CkptError(
+                    f"{self.path} cannot be read: {error.strerror}", path=self.path, kind="unreadable-part"
+                ) from error
             if not count:
-                raise Damaged(f"{self.path} ends before byte {offset + len(buffer)}, where a part of it should be")
+                raise Damaged(
+                    f"{self.path} ends before byte {offset + len(buffer)}, where a part of it should be",
+                    kind="truncated",
+                )
             done += count
 
     def close(self) -> None:
@@ -107,7 +114,9 @@ class Window:
 
     def __init__(self, source: ByteSource, start: int, size: int) -> None:
         if start < 0 or size < 0 or start + size > source.size:
-            raise Damaged(f"{source.path} ends before byte {start + size}, where a part of it should be")
+            raise Damaged(
+                f"{source.path} ends before byte {start + size}, where a part of it should be", kind="truncated"
+            )
         self.source = source
         self.path = source.path
         self.start = start
@@ -123,7 +132,9 @@ class Window:
 
     def _check(self, offset: int, length: int) -> None:
         if offset < 0 or offset + length > self.size:
-            raise Damaged(f"{self.path}: a part of it ends before byte {offset + length} of that part")
+            raise Damaged(
+                f"{self.path}: a part of it ends before byte {offset + length} of that part", kind="truncated"
+            )
 
 
 class Files:

@@ -58,3 +58,24 @@ STORAGE_DTYPE = {
     "QUInt4x2": "quint4x2",
     "QUInt2x4": "quint2x4",
 }
+
+# The same for dtypes that only TorchScript pickles so, after c10/core/ScalarType.h.
+SCRIPT_STORAGE_DTYPE = {
+    "ComplexHalf": "complex32",
+    "Float8_e4m3fn": "float8_e4m3fn",
+    "Float8_e5m2": "float8_e5m2",
+    "Float8_e4m3fnuz": "float8_e4m3fnuz",
+    "Float8_e5m2fnuz": "float8_e5m2fnuz",
+    "Float8_e8m0fnu": "float8_e8m0fnu",
+    "Float4_e2m1fn_x2": "float4_e2m1fn_x2",
+    "UInt16": "uint16",
+    "UInt32": "uint32",
+    "UInt64": "uint64",
+    "Bits8": "bits8",
+    "Bits16": "bits16",
+    "Bits1x8": "bits1x8",
+    "Bits2x4": "bits2x4",
+    "Bits4x2": "bits4x2",
+}
+# Elements in a byte where a tensor counts more of them than its storage has bytes.
+PER_BYTE = {"quint4x2": 2, "quint2x4": 4}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from ckpt_cli.checkpoint import Storage, TensorInfo
 from ckpt_cli.errors import CkptError
 
 
@@ -17,6 +18,8 @@ class Truncated(Malformed):
 
 class RunsCode(CkptError):
     """The stream names something whose call would run code. Nothing was imported or called."""
+
+    kind = "runs-code"
 
     def __init__(self, name: str) -> None:
         super().__init__(f"it would run code when unpickled: it names {name!a}", "do not load this file")
@@ -45,6 +48,26 @@ class Opaque:
         self.elements: list[Any] = []
 
 
+class Held:
+    """A storage that stands in a pickle, and the dtype that its type implies; None where it is bytes alone."""
+
+    __slots__ = ("dtype", "storage")
+
+    def __init__(self, storage: Storage, dtype: str | None) -> None:
+        self.storage = storage
+        self.dtype = dtype
+
+
+class Attributed:
+    """A tensor and what was pickled with it, by name: attributes of its own, the scale of a quantized one."""
+
+    __slots__ = ("more", "tensor")
+
+    def __init__(self, tensor: TensorInfo, more: dict[str, Any]) -> None:
+        self.tensor = tensor
+        self.more = more
+
+
 # Modules of which a checkpoint needs nothing, and whose functions run code, reach files or other processes.
 _CODE_MODULES = frozenset(
     """
@@ -62,7 +85,8 @@ _CODE_NAMES = frozenset(
     builtins.eval builtins.exec builtins.compile builtins.execfile builtins.open builtins.file
     builtins.getattr builtins.setattr builtins.delattr builtins.__import__ builtins.input builtins.raw_input
     builtins.breakpoint builtins.globals builtins.locals builtins.apply builtins.help builtins.exit
-    builtins.quit builtins.reload operator.attrgetter operator.methodcaller functools.reduce types.CodeType
+    builtins.quit builtins.reload builtins.reduce operator.attrgetter operator.methodcaller functools.reduce
+    types.CodeType
     types.FunctionType codecs.open torch.load torch.save torch.compile torch.serialization.load
     torch.jit.load torch.jit._serialization.load torch.ops.load_library torch.classes.load_library
     torch.storage._load_from_bytes numpy.load numpy.fromfile numpy.memmap numpy.lib.npyio.load
@@ -151,6 +175,11 @@ def _check_part(part: Any) -> None:
 def quoted(text: str) -> str:
     """A name from a file as a message can show it: in quotes, escaped, and no longer than it helps."""
     return f"{text!a}" if len(text) <= _MOST_QUOTED else f"{text[:_MOST_QUOTED]!a}..."
+
+
+def shown(name: str) -> str:
+    """The same without quotes where the name is harmless and short, as a record's is."""
+    return name if name.isprintable() and len(name) <= _MOST_QUOTED else quoted(name)
 
 
 _MOST_QUOTED = 200

@@ -25,26 +25,21 @@ _MAX_GLOBALS = 10_000
 # list to a thousand calls would have a thousand copies of it.
 _COPIED = 100_000
 _SIZED = (str, bytes, list, tuple, dict, set, frozenset)
-
-
 _MOST_SAID = 200
+Constants = Mapping[str, Any]
+Functions = Mapping[str, Callable[..., Any]]
+Find = Callable[[Any], Any]
 
 
 class Loaded(NamedTuple):
-    """The value, the unknown names met on the way, and where in the data the pickle ended."""
+    """The value, the names met on the way, and where in the data the pickle ended."""
 
     value: Any
     globals: list[str]
     end: int
 
 
-def load(
-    data: bytes,
-    constants: Mapping[str, Any],
-    functions: Mapping[str, Callable[..., Any]],
-    persistent: Callable[[Any], Any],
-    start: int = 0,
-) -> Loaded:
+def load(data: bytes, constants: Constants, functions: Functions, persistent: Find, start: int = 0) -> Loaded:
     """Interprets one pickle that begins at byte `start` of `data`.
 
     `constants` are names that stand for a value, `functions` names whose calls are carried out by ours;
@@ -71,14 +66,7 @@ def _reason(error: Exception) -> str:
 class _Machine:
     """Stack, marks and memo of one run."""
 
-    def __init__(
-        self,
-        data: bytes,
-        constants: Mapping[str, Any],
-        functions: Mapping[str, Callable[..., Any]],
-        persistent: Callable[[Any], Any],
-        start: int,
-    ) -> None:
+    def __init__(self, data: bytes, constants: Constants, functions: Functions, persistent: Find, start: int) -> None:
         self.data = data
         self.at = start
         self.constants = constants
@@ -88,6 +76,7 @@ class _Machine:
         self.marks: list[list[Any]] = []
         self.memo: dict[int, Any] = {}
         self.globals: dict[str, Global] = {}
+        self.names: dict[str, None] = {}
         self.copies = _COPIED + 2 * (len(data) - start)
 
     def run(self) -> Loaded:
@@ -103,7 +92,7 @@ class _Machine:
             code = data[self.at]
             self.at += 1
             if code == 0x2E:  # STOP
-                return Loaded(self.stack[-1], list(self.globals), self.at)
+                return Loaded(self.stack[-1], list(self.names), self.at)
             if code == 0x95:  # FRAME
                 if limit != size:
                     raise Malformed(f"its pickle has a frame within a frame at byte {self.at}")
@@ -114,14 +103,11 @@ class _Machine:
                 continue
             handler = table[code]
             if handler is None:
-                raise Malformed(
-                    f"its pickle has the opcode {code:#04x} at byte {self.at - 1}, which no checkpoint needs"
-                )
+                raise Malformed(f"its pickle has the opcode {code:#04x} at byte {self.at - 1}: no checkpoint needs it")
             handler(self)
 
     def take(self, count: int) -> bytes:
-        at = self.at
-        end = at + count
+        at, end = self.at, self.at + count
         if end > len(self.data):
             raise Truncated(f"its pickle breaks off at byte {len(self.data)}")
         self.at = end
@@ -148,17 +134,17 @@ class _Machine:
         if len(full) > _MAX_NAME:
             raise Malformed(f"its pickle has a name of {len(full)} characters at byte {self.at}")
         if full in self.constants:
+            self.names[full] = None
             self.stack.append(self.constants[full])
             return
         known = self.globals.get(full)
         if known is None:
             if runs_code(full, name):
                 raise RunsCode(full)
-            known = Global(full)
-            if full not in self.functions:
-                self.globals[full] = known
-                if len(self.globals) > _MAX_GLOBALS:
-                    raise Malformed(f"its pickle names more than {_MAX_GLOBALS} different classes and functions")
+            known = self.globals[full] = Global(full)
+            self.names[full] = None
+            if len(self.globals) > _MAX_GLOBALS:
+                raise Malformed(f"its pickle names more than {_MAX_GLOBALS} different classes and functions")
         self.stack.append(known)
 
     def call(self, callee: Any, args: Any) -> Any:
@@ -167,6 +153,7 @@ class _Machine:
         function = self.functions.get(callee.name)
         if function is None:
             return Opaque(callee.name, args)
+        self.copies -= len(args)
         for argument in args:
             if type(argument) in _SIZED:
                 self.copies -= len(argument)
@@ -210,8 +197,7 @@ def _reduce(machine: _Machine) -> None:
 
 
 def _new_object_ex(machine: _Machine) -> None:
-    named = machine.stack.pop()
-    args = machine.stack.pop()
+    args, named = machine.stack.pop(-2), machine.stack.pop()
     made = machine.call(machine.stack[-1], args)
     if named and not isinstance(made, Opaque):
         raise Malformed(f"its pickle calls a known function with named arguments at byte {machine.at}")
@@ -221,8 +207,7 @@ def _new_object_ex(machine: _Machine) -> None:
 
 
 def _stack_global(machine: _Machine) -> None:
-    name = machine.stack.pop()
-    module = machine.stack.pop()
+    module, name = machine.stack.pop(-2), machine.stack.pop()
     if type(name) is not str or type(module) is not str:
         raise Malformed(f"its pickle has a name that is no text at byte {machine.at}")
     machine.name(module, name)
@@ -240,10 +225,7 @@ def _protocol(machine: _Machine) -> None:
 
 
 def _pop(machine: _Machine) -> None:
-    if machine.stack:
-        machine.stack.pop()
-    else:
-        machine.pop_mark()
+    _ = machine.stack.pop() if machine.stack else machine.pop_mark()
 
 
 def _pop_mark(machine: _Machine) -> None:
@@ -318,9 +300,8 @@ def _string_text(machine: _Machine) -> str:
 
 
 def _set_one(machine: _Machine) -> None:
-    value = machine.stack.pop()
-    key = machine.stack.pop()
-    _set_items(machine, machine.stack[-1], [key, value])
+    item = [machine.stack.pop(-2), machine.stack.pop()]
+    _set_items(machine, machine.stack[-1], item)
 
 
 def _set_many(machine: _Machine) -> None:

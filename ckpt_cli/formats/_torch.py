@@ -5,15 +5,19 @@ After torch/_utils.py and torch/serialization.py, torch 0.1 to 2.13. Nothing of 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 from ckpt_cli.checkpoint import ForeignGlobal, Storage, TensorInfo
 from ckpt_cli.errors import CkptError, Damaged
-from ckpt_cli.formats import _inert, _pickle, _tree
-from ckpt_cli.formats._dtypes import ITEMSIZE, STORAGE_DTYPE
+from ckpt_cli.formats import _inert, _pickle, _special, _tree
+from ckpt_cli.formats._dtypes import ITEMSIZE, PER_BYTE, SCRIPT_STORAGE_DTYPE, STORAGE_DTYPE
+from ckpt_cli.formats._inert import Attributed
+from ckpt_cli.formats._torch_names import ALLOWED, DTYPES, QUANTIZERS, python3_name
 
 _MAX_INT = 2**63 - 1
+_MEMORY_FORMATS = ("contiguous_format", "channels_last", "channels_last_3d", "preserve_format")
 # More than torch computes with, and a bound on what a tensor's description costs.
 _MAX_DIMENSIONS = 64
 
@@ -27,6 +31,14 @@ class StorageId(NamedTuple):
     itemsize: int
 
 
+class Interpreted(NamedTuple):
+    """One pickle's value, the names that torch's weights-only loader would refuse, and where it ended."""
+
+    value: Any
+    foreign_globals: tuple[ForeignGlobal, ...]
+    end: int
+
+
 class Unpickled(NamedTuple):
     """One pickle's tensors and values, the names nobody needs, and where it ended."""
 
@@ -36,28 +48,57 @@ class Unpickled(NamedTuple):
     end: int
 
 
-def unpickle(path: str, data: bytes, find: Callable[[StorageId], Storage], swapped: bool, start: int = 0) -> Unpickled:
+def interpret(
+    path: str, data: bytes, find: Callable[[StorageId], Storage], swapped: bool, start: int = 0, script: bool = False
+) -> Interpreted:
     """Interprets the pickle of a torch file; `find` gives the storage that an id means, as often as it is met.
 
-    Raises CkptError, with the path, for a pickle that is refused, and what `find` raises.
+    `script` says that TorchScript wrote it. Raises CkptError, with the path, for a pickle that is refused, and
+    what `find` raises.
     """
+
+    dtypes: dict[str, str | None] = {}
 
     def persistent(pid: Any) -> Any:
         if type(pid) is tuple and len(pid) == 4 and pid[0] == "module":
             return pid[1]  # a class with its source text, of which only the class counts
         storage = storage_id(pid)
-        return find(storage), storage.dtype
+        if dtypes.setdefault(storage.key, storage.dtype) != storage.dtype:
+            # torch never writes it, and when reading takes the first type for all.
+            raise _inert.Malformed(f"its pickle gives storage {_inert.quoted(storage.key)} two types")
+        return _inert.Held(find(storage), storage.dtype)
 
+    functions = {**_COMMON, **_tensor_functions(swapped), **(_SCRIPT if script else {})}
+    with refusing(path):
+        loaded = _pickle.load(data, _CONSTANTS, functions, persistent, start)
+    names = dict.fromkeys(python3_name(name) for name in loaded.globals)
+    ours = {*_SCRIPT, *_CONSTANTS} if script else ()
+    foreign = tuple(
+        ForeignGlobal(name, False)
+        for name in names
+        if name not in ALLOWED and name not in ours and not (script and name.startswith("__torch__."))
+    )
+    return Interpreted(loaded.value, foreign, loaded.end)
+
+
+def unpickle(path: str, data: bytes, find: Callable[[StorageId], Storage], swapped: bool, start: int = 0) -> Unpickled:
+    """The same, and what it holds by name."""
+    value, foreign, end = interpret(path, data, find, swapped, start)
+    with refusing(path):
+        tensors, values = _tree.flatten(value, end - start)
+    return Unpickled(tensors, values, foreign, end)
+
+
+@contextmanager
+def refusing(path: str) -> Iterator[None]:
+    """Puts the path before what a pickle is refused for; damage names it already."""
     try:
-        loaded = _pickle.load(data, _CONSTANTS, {**_COMMON, **_tensor_functions(swapped)}, persistent, start)
-        tensors, values = _tree.flatten(loaded.value, loaded.end - start)
+        yield
     except Damaged:
         raise
     except CkptError as error:
         error.message = f"{path} is refused: {error.message}"
         raise
-    foreign = tuple(ForeignGlobal(name, False) for name in loaded.globals if name not in _TORCH_ALLOWS)
-    return Unpickled(tensors, values, foreign, loaded.end)
 
 
 def storage_id(pid: Any) -> StorageId:
@@ -89,8 +130,8 @@ def _view(
     itemsize = ITEMSIZE[dtype]
     if storage is not None and 0 not in shape:
         last = offset + sum((size - 1) * step for size, step in zip(shape, stride))
-        if (last + 1) * itemsize > storage.bytes:
-            raise _inert.Malformed(f"it has a tensor that reaches beyond its storage {storage.name}")
+        if (last // PER_BYTE.get(dtype, 1) + 1) * itemsize > storage.bytes:
+            raise _inert.Malformed(f"it has a tensor that reaches beyond its storage {_inert.shown(storage.name)}")
     return TensorInfo("", dtype, tuple(shape), tuple(stride), offset, itemsize, storage, form, swapped and itemsize > 1)
 
 
@@ -103,9 +144,9 @@ def _check_sizes(sizes: Any) -> None:
 
 def _place(storage: Any) -> tuple[Storage, str | None]:
     """What a persistent id gave; a pickle can put anything else in its place."""
-    if not isinstance(storage, tuple) or len(storage) != 2 or not isinstance(storage[0], Storage):
+    if not isinstance(storage, _inert.Held):
         raise _inert.Malformed("it has a tensor without a storage")
-    return storage
+    return storage.storage, storage.dtype
 
 
 def _tensor_functions(swapped: bool) -> dict[str, Callable[..., Any]]:
@@ -122,21 +163,35 @@ def _tensor_functions(swapped: bool) -> dict[str, Callable[..., Any]]:
     ) -> TensorInfo:
         return _marked(_view(_place(storage)[0], _dtype(dtype), offset, shape, stride, "strided", swapped), marks)
 
-    def quantized(storage: Any, offset: Any, shape: Any, stride: Any, *_: Any) -> TensorInfo:
+    def quantized(storage: Any, offset: Any, shape: Any, stride: Any, quantizer: Any, *_: Any) -> Attributed:
         place, dtype = _place(storage)
-        return _view(place, dtype or "uint8", offset, shape, stride, "quantized", swapped)
+        form = f"packed {dtype}" if dtype in PER_BYTE else "quantized"
+        tensor = _view(place, dtype or "uint8", offset, shape, stride, form, swapped)
+        return Attributed(tensor, {"<quantizer>": _special.quantizer(quantizer)})
 
-    def from_type(function: Any, _kind: Any, args: Any, _state: Any) -> Any:
-        if isinstance(function, _inert.Global) and function.name in table and table[function.name] is not from_type:
-            return table[function.name](*args)
-        return _inert.Opaque("torch._tensor._rebuild_from_type_v2", (function, args))
+    def from_type(function: Any, kind: Any, args: Any, state: Any) -> Any:
+        name = function.name if isinstance(function, _inert.Global) else ""
+        if name not in table or table[name] is from_type or type(args) is not tuple:
+            return _inert.Opaque("torch._tensor._rebuild_from_type_v2", (function, kind, args, state))
+        made = table[name](*args)
+        if not isinstance(made, TensorInfo) or made.form != "subclass":
+            return _special.attributed(made, state)
+        if id(state) not in wrapped:
+            wrapped[id(state)] = state, _special.members(state)
+        return made._replace(pieces=wrapped[id(state)][1])
 
+    # A state with what it holds: looked through once, however many objects share it.
+    wrapped: dict[int, tuple[Any, tuple[tuple[str, TensorInfo], ...]]] = {}
     table: dict[str, Callable[..., Any]] = {
         "torch._utils._rebuild_tensor": v2,
         "torch._utils._rebuild_tensor_v2": v2,
         "torch._utils._rebuild_tensor_v3": v3,
         "torch._utils._rebuild_qtensor": quantized,
+        "torch._utils._rebuild_meta_tensor_no_storage": _meta_tensor,
+        "torch._utils._rebuild_wrapper_subclass": _wrapper,
+        "torch._tensor._rebuild_from_type": from_type,
         "torch._tensor._rebuild_from_type_v2": from_type,
+        **_special.FUNCTIONS,
     }
     return table
 
@@ -162,14 +217,9 @@ def _meta_tensor(dtype: Any, shape: Any, stride: Any, *_: Any) -> TensorInfo:
     return _view(None, _dtype(dtype), 0, shape, stride, "meta")
 
 
-def _sparse(_layout: Any, data: Any) -> TensorInfo:
-    """A sparse tensor, known by the dtype of its values and its size; its parts are not listed one by one."""
-    shape = next((tuple(item) for item in reversed(data) if type(item) in (tuple, list)), ())
-    values = [item for item in data if isinstance(item, TensorInfo)]
-    _check_sizes(shape)
-    if not values:
-        raise _inert.Malformed("it has a sparse tensor without values")
-    return TensorInfo("", values[-1].dtype, shape, (0,) * len(shape), 0, values[-1].itemsize, None, "sparse")
+def _wrapper(_kind: Any, dtype: Any, shape: Any, stride: Any, offset: Any, *_: Any) -> TensorInfo:
+    """A subclass that has no bytes of its own: its state, which follows, holds the tensors it is made of."""
+    return _view(None, _dtype(dtype), offset, shape, stride, "subclass")
 
 
 def _ordered_dict(items: Any = ()) -> dict[Any, Any]:
@@ -206,10 +256,6 @@ def _set(items: Any = ()) -> set[Any]:
 
 # Calls that build a value from their arguments alone. Protocol 2 spells modules as Python 2 did.
 _COMMON: dict[str, Callable[..., Any]] = {
-    "torch._utils._rebuild_parameter": lambda data, *_: data,
-    "torch._utils._rebuild_parameter_with_state": lambda data, *_: data,
-    "torch._utils._rebuild_meta_tensor_no_storage": _meta_tensor,
-    "torch._utils._rebuild_sparse_tensor": _sparse,
     "collections.OrderedDict": _ordered_dict,
     "collections.Counter": _counter,
     "builtins.set": _set,
@@ -226,13 +272,20 @@ _COMMON: dict[str, Callable[..., Any]] = {
     "torch.serialization._get_layout": _named,
     "_codecs.encode": _encode,
 }
-_STORAGE_WORDS: dict[str, str | None] = {f"torch.{name}Storage": dtype for name, dtype in STORAGE_DTYPE.items()}
+# What TorchScript wraps lists and dictionaries in, to give them a type.
+_SCRIPT: dict[str, Callable[..., Any]] = {
+    **{f"torch.jit._pickle.build_{kind}list": lambda data: data for kind in ("int", "double", "bool", "tensor")},
+    "torch.jit._pickle.restore_type_tag": lambda value, _kind: value,
+    "torch.jit._pickle.build_tensor_from_id": lambda _number: None,
+}
+_STORAGE_WORDS: dict[str, str | None] = {
+    f"torch.{device}{name}Storage": dtype
+    for device, names in (("", {**STORAGE_DTYPE, **SCRIPT_STORAGE_DTYPE}), ("cuda.", STORAGE_DTYPE))
+    for name, dtype in names.items()
+}
 _STORAGE_WORDS["torch.storage.UntypedStorage"] = None
 _STORAGE_WORDS["torch.UntypedStorage"] = None
 _CONSTANTS: dict[str, Any] = {
-    name: _Word(name) for name in [*_STORAGE_WORDS, *(f"torch.{dtype}" for dtype in ITEMSIZE)]
+    name: _Word(name)
+    for name in (*_STORAGE_WORDS, *(f"torch.{word}" for word in (*DTYPES, *QUANTIZERS, *_MEMORY_FORMATS)))
 }
-_CONSTANTS["torch.per_tensor_affine"] = _Word("torch.per_tensor_affine")
-_CONSTANTS["torch.per_channel_affine"] = _Word("torch.per_channel_affine")
-# Names that torch's weights-only loader takes and that need no meaning here.
-_TORCH_ALLOWS = frozenset({"torch.Tensor", "torch.nn.parameter.Parameter", "torch._tensor.Tensor"})

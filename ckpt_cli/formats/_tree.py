@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from ckpt_cli.checkpoint import Storage, TensorInfo
+from ckpt_cli.checkpoint import TensorInfo
 from ckpt_cli.errors import CkptError
-from ckpt_cli.formats._inert import Global, Opaque
+from ckpt_cli.formats._inert import Attributed, Global, Held, Opaque
+from ckpt_cli.formats._known import known
 
 MAX_DEPTH = 200
 # What contents may unfold to: places where a value stands, and characters of names and texts. A pickle gives each
@@ -15,6 +16,8 @@ MAX_DEPTH = 200
 _NAMES, _NAMES_PER_BYTE, MAX_NAMES = 50_000, 1, 2_000_000
 _TEXT, _TEXT_PER_BYTE, MAX_TEXT = 1 << 23, 16, 1 << 26
 _MAX_BYTES_SHOWN = 64
+# The key of a member that stands under the name of what it is a member of.
+_ITSELF = object()
 
 
 def flatten(root: Any, size: int | None = None) -> tuple[tuple[TensorInfo, ...], dict[str, Any]]:
@@ -58,7 +61,7 @@ class _Walk:
         children = None if leaf else _children(value)
         if not children:
             leaf = leaf or (_weight(value), _plain(value) if children is None else _empty(value))
-            if isinstance(value, (tuple, set, frozenset)):
+            if isinstance(value, (tuple, set, frozenset, Opaque)):
                 self.leaves[id(value)] = leaf
             self.count(name, 1 + leaf[0])
             self.values[name or "<root>"] = leaf[1]
@@ -69,6 +72,9 @@ class _Walk:
         self.first.setdefault(id(value), name)
         self.path.add(id(value))
         for key, child in children:
+            if key is _ITSELF:
+                self.visit(name, child, depth + 1)
+                continue
             word = key if type(key) is str else str(key) if type(key) is int else _key_text(key)
             self.visit(f"{name}.{word}" if name else word, child, depth + 1)
         self.path.discard(id(value))
@@ -97,7 +103,7 @@ def _bearing(root: Any) -> set[int]:
         for _, child in _children(item) or ():
             if type(child) is TensorInfo:
                 reached.append(id(item))
-            elif isinstance(child, (dict, list, tuple, Opaque)):
+            elif isinstance(child, (dict, list, tuple, Opaque, Attributed)):
                 holders.setdefault(id(child), []).append(id(item))
                 if id(child) not in seen:
                     seen.add(id(child))
@@ -120,7 +126,8 @@ def _weight(value: Any) -> int:
     if isinstance(value, (bytes, bytearray)):
         return 20 + 2 * min(len(value), _MAX_BYTES_SHOWN)
     if isinstance(value, (Opaque, Global)):
-        return len(value.name)
+        plain = known(value) if isinstance(value, Opaque) else None
+        return len(value.name) if plain is None else len(str(plain))
     return value.bit_length() // 3 if isinstance(value, int) else 1
 
 
@@ -129,15 +136,17 @@ def _children(value: Any) -> list[tuple[Any, Any]] | None:
 
     Not by name: the text of a key can be long, and the members many.
     """
-    if isinstance(value, Storage):
-        return None
     if isinstance(value, dict):
         return list(value.items())
     if isinstance(value, (list, tuple)):
         if isinstance(value, tuple) and all(isinstance(item, (int, float, str, type(None))) for item in value):
             return None
         return list(enumerate(value))
+    if isinstance(value, Attributed):
+        return [(_ITSELF, value.tensor), *value.more.items()]
     if isinstance(value, Opaque):
+        if known(value) is not None:
+            return None
         members = [*(_children(value.items) or ()), *(_children(value.elements) or ())]
         if isinstance(value.state, dict):
             members += _module(value.state) or _children(value.state) or ()
@@ -180,12 +189,13 @@ def _plain(value: Any) -> Any:
         return f"<{len(value)} bytes {bytes(value[:_MAX_BYTES_SHOWN]).hex()}{more}>"
     if isinstance(value, (set, frozenset)):
         return sorted((_plain(item) for item in value), key=str)
-    if isinstance(value, Storage):
-        return f"<storage {value.name}>"
+    if isinstance(value, Held):
+        return f"<storage {value.storage.name}>"
     if isinstance(value, tuple):
         return [_plain(item) for item in value]
     if isinstance(value, (Opaque, Global)):
-        return f"<{value.name}>"
+        plain = known(value) if isinstance(value, Opaque) else None
+        return f"<{value.name}>" if plain is None else plain
     if isinstance(value, complex):
         return str(value)
     if isinstance(value, (str, int, float, bool, type(None))):

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from ckpt_cli.errors import CkptError, Damaged
 from ckpt_cli.formats import ByteSource
-from ckpt_cli.formats._inert import quoted
+from ckpt_cli.formats._inert import quoted, shown
 
 _END = struct.Struct("<4s4H2LH")
 _END64 = struct.Struct("<4sQ2H2L4Q")
@@ -51,9 +51,13 @@ class Archive(NamedTuple):
     end: int
     notes: tuple[str, ...]
 
+    def skipped(self, record: Record) -> bool:
+        """Whether it is a storage that torch was told to leave room for (skip_data): alone without a CRC32."""
+        return self.checked and not record.crc32 and record.bytes > 0 and "/data/" in record.name
+
     def lacks_crc(self, record: Record) -> bool:
-        """Whether no CRC32 was written with it: with none at all, or with a storage that torch was told to skip."""
-        return not self.checked or (not record.crc32 and record.bytes > 0 and "/data/" in record.name)
+        """Whether no CRC32 was written with it: with none at all, or with a storage that was skipped."""
+        return not self.checked or self.skipped(record)
 
 
 def read_archive(source: ByteSource) -> Archive:
@@ -62,12 +66,12 @@ def read_archive(source: ByteSource) -> Archive:
     tail = source.read_at(tail_start, source.size - tail_start)
     found = tail.rfind(b"PK\5\6", 0, max(0, len(tail) - _END.size + 4))
     if found < 0:
-        raise Damaged(f"{source.path} is truncated: the end of its zip archive is missing")
+        raise Damaged(f"{source.path} is truncated: the end of its zip archive is missing", kind="truncated")
     end = tail_start + found
     _, disk, first_disk, _, count, size, start, comment = _END.unpack_from(tail, found)
     notes = []
     if end + _END.size + comment > source.size:
-        raise Damaged(f"{source.path} is truncated: it ends within the comment of its zip archive")
+        raise Damaged(f"{source.path} is truncated: it ends within the comment of its zip archive", kind="truncated")
     if end + _END.size + comment != source.size:
         notes.append(f"{source.size - end - _END.size - comment} bytes follow the end of the zip archive")
     stop = end
@@ -163,23 +167,37 @@ def data_offset(source: ByteSource, archive: Archive, record: Record) -> int:
     fields = LOCAL.unpack_from(local)
     start: int = record.header + LOCAL.size + fields[9] + fields[10]
     if fields[0] != b"PK\3\4" or local[LOCAL.size :] != raw or fields[9] != len(raw):
-        raise Damaged(f"{source.path}: the header of record {quoted(record.name)} is damaged")
+        raise Damaged(
+            f"{source.path}: the header of record {shown(record.name)} is damaged",
+            kind="bad-header",
+            record=record.name,
+        )
     if start + record.packed > archive.end:
-        raise Damaged(f"{source.path}: record {quoted(record.name)} reaches beyond the archive")
+        raise Damaged(
+            f"{source.path}: record {shown(record.name)} reaches beyond the archive",
+            kind="bad-header",
+            record=record.name,
+        )
     return start
 
 
 def read_record(source: ByteSource, archive: Archive, record: Record, limit: int) -> bytes:
     """The record's bytes, unpacked, at most `limit`, and its CRC32 checked where the archive has one."""
     if max(record.bytes, record.packed) > limit:
-        raise CkptError(f"{source.path}: record {quoted(record.name)} has {record.bytes} bytes, more than the limit of {limit}")
+        raise CkptError(
+            f"{source.path}: record {shown(record.name)} has {record.bytes} bytes, more than the limit of {limit}"
+        )
     data = source.read_at(data_offset(source, archive, record), record.packed)
     if record.method == DEFLATED:
         if record.bytes > max(_SMALL, _MAX_RATIO * record.packed):
-            raise CkptError(f"{source.path}: record {quoted(record.name)} is packed beyond reason, as a bomb is")
+            raise CkptError(f"{source.path}: record {shown(record.name)} is packed beyond reason, as a bomb is")
         data = _inflate(source, record, data)
     if not archive.lacks_crc(record) and zlib.crc32(data) != record.crc32:
-        raise Damaged(f"{source.path}: record {quoted(record.name)} is damaged: its CRC32 does not fit")
+        raise Damaged(
+            f"{source.path}: record {shown(record.name)} is damaged: its CRC32 does not fit",
+            kind="crc-mismatch",
+            record=record.name,
+        )
     return data
 
 
@@ -188,7 +206,15 @@ def _inflate(source: ByteSource, record: Record, packed: bytes) -> bytes:
     try:
         data = unpacker.decompress(packed, record.bytes + 1)
     except zlib.error as error:
-        raise Damaged(f"{source.path}: record {quoted(record.name)} cannot be unpacked: {error}") from error
+        raise Damaged(
+            f"{source.path}: record {shown(record.name)} cannot be unpacked: {error}",
+            kind="cannot-unpack",
+            record=record.name,
+        ) from error
     if len(data) != record.bytes or not unpacker.eof:
-        raise Damaged(f"{source.path}: record {quoted(record.name)} unpacks to another size than it says")
+        raise Damaged(
+            f"{source.path}: record {shown(record.name)} unpacks to another size than it says",
+            kind="cannot-unpack",
+            record=record.name,
+        )
     return data

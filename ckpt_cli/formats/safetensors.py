@@ -18,11 +18,14 @@ from ckpt_cli.errors import CkptError, Damaged
 from ckpt_cli.formats import ByteSource
 from ckpt_cli.formats._dtypes import ITEMSIZE
 from ckpt_cli.formats._inert import quoted
+from ckpt_cli.shapes import contiguous_stride
 
 NAME = "safetensors"
 MAX_HEADER = 100_000_000
 _MAX_DEPTH = 127
 _U64 = 2**64
+# What torch's HuggingFaceStorageWriter says where each tensor of a file is a slice of one that lies in several.
+_SLICES = "DCP_SHARDING_INFO"
 _FIELDS = ("dtype", "shape", "data_offsets")
 # safetensors' name -> torch's, and bits per element as the header counts them.
 DTYPES = {
@@ -69,6 +72,8 @@ def records(source: ByteSource) -> Iterable[Storage]:
 
 def read(source: ByteSource) -> TensorFile:
     header, start = _header(source)
+    for name, entry in _lost(header):
+        _described(source, name, entry)  # the library reads what it then forgets
     if "__metadata__" in _twice(header):
         raise _broken(source, "its __metadata__ stands twice")
     metadata = header.pop("__metadata__", None)
@@ -76,6 +81,7 @@ def read(source: ByteSource) -> TensorFile:
         isinstance(metadata, dict) and all(isinstance(value, str) for value in metadata.values())
     ):
         raise _broken(source, "its __metadata__ maps to something else than text")
+    slices = _slices(source, (metadata or {}).get(_SLICES))
     placed = [_tensor(source, name, entry) for name, entry in header.items()]
     end = 0
     for first, last, name, *_ in sorted(placed):
@@ -83,7 +89,9 @@ def read(source: ByteSource) -> TensorFile:
             raise _broken(source, f"the bytes of tensor {quoted(name)} do not follow on those before it")
         end = last
     if start + end > source.size:
-        raise Damaged(f"{source.path} is truncated: {start + end - source.size} bytes of its data are missing")
+        raise Damaged(
+            f"{source.path} is truncated: {start + end - source.size} bytes of its data are missing", kind="truncated"
+        )
     if start + end < source.size:
         raise _broken(source, f"{source.size - start - end} bytes follow its data")
     tensors, storages = [], []
@@ -92,28 +100,36 @@ def read(source: ByteSource) -> TensorFile:
         storages.append(storage)
         # torch has no floats of six bits, and none of four in odd number: their bytes are no elements of ours.
         form = "strided" if math.prod(shape) * itemsize == last - first else f"packed {dtype}"
-        tensors.append(TensorInfo(name or "<root>", dtype, shape, contiguous_stride(shape), 0, itemsize, storage, form))
+        tensor = TensorInfo(name or "<root>", dtype, shape, contiguous_stride(shape), 0, itemsize, storage, form)
+        tensors.append(_slice(source, tensor, slices[name]) if name in slices else tensor)
     values = {"__metadata__." + key: value for key, value in (metadata or {}).items()}
     return TensorFile(source.path, NAME, tuple(tensors), values, storages=tuple(storages))
 
 
 def _header(source: ByteSource) -> tuple[dict[str, Any], int]:
     if source.size < 8:
-        raise Damaged(f"{source.path} is truncated: it ends within the length of its header")
+        raise Damaged(f"{source.path} is truncated: it ends within the length of its header", kind="truncated")
     length = int.from_bytes(source.read_at(0, 8), "little")
     if length > MAX_HEADER:
         raise _broken(source, f"its header of {length} bytes is larger than {MAX_HEADER}")
     if 8 + length > source.size:
-        raise Damaged(f"{source.path} is truncated: it ends within its header")
+        raise Damaged(f"{source.path} is truncated: it ends within its header", kind="truncated")
     try:
         text = source.read_at(8, length).decode()
         if text.startswith("\ufeff"):
             raise ValueError("it begins with a byte order mark")
+        lost: list[Any] = []
+
+        def pairs(found: list[tuple[str, Any]]) -> dict[str, Any]:
+            made = _pairs(found)
+            lost.extend(_lost(made))
+            return made
+
         header = json.loads(
-            text, object_pairs_hook=_pairs, parse_constant=_no_constant, parse_int=_integer, parse_float=_number
+            text, object_pairs_hook=pairs, parse_constant=_no_constant, parse_int=_integer, parse_float=_number
         )
         if "\\ud" in text.lower():
-            json.dumps(header, ensure_ascii=False).encode()  # a lone surrogate is no text: a ValueError
+            json.dumps([header, lost], ensure_ascii=False).encode()  # a lone surrogate is no text: a ValueError
     except RecursionError as error:
         raise _broken(source, "its header is nested too deep") from error
     except ValueError as error:
@@ -130,6 +146,7 @@ class _Repeated(dict[str, Any]):
     """An object with keys that stood twice. The later one wins, as in the library, where it does not refuse it."""
 
     twice: frozenset[str] = frozenset()
+    lost: tuple[tuple[str, Any], ...] = ()
 
 
 def _pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -138,7 +155,12 @@ def _pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         return made
     repeated = _Repeated(made)
     repeated.twice = frozenset(key for key, times in Counter(key for key, _ in pairs).items() if times > 1)
+    repeated.lost = tuple((key, value) for key, value in pairs if made[key] is not value)
     return repeated
+
+
+def _lost(value: Any) -> tuple[tuple[str, Any], ...]:
+    return value.lost if isinstance(value, _Repeated) else ()
 
 
 def _twice(value: dict[str, Any]) -> frozenset[str]:
@@ -170,19 +192,29 @@ def _no_constant(name: str) -> Any:
     raise ValueError(f"{name} is no JSON")
 
 
-def _tensor(source: ByteSource, name: str, entry: Any) -> tuple[int, int, str, str, tuple[int, ...], int]:
-    """First and last byte, name, torch dtype, shape and bytes per element of one header entry."""
+def _described(source: ByteSource, name: str, entry: Any) -> tuple[str, list[int], list[int]]:
+    """dtype code, shape and offsets of one header entry, each of its type."""
+    if isinstance(entry, list) and len(entry) == len(_FIELDS):
+        entry = dict(zip(_FIELDS, entry))  # no writer makes them, but the library takes the fields in this order
     if not isinstance(entry, dict):
         raise _broken(source, f"tensor {quoted(name)} is not described by an object")
     code, shape, offsets = (entry.get(key) for key in _FIELDS)
     if _twice(entry) & set(_FIELDS):
         raise _broken(source, f"tensor {quoted(name)} is described twice over")
+    if isinstance(code, dict) and len(code) == 1 and not _twice(code) and None in code.values():
+        code = next(iter(code))  # and a dtype as the name of nothing
     if not isinstance(code, str) or code not in DTYPES:
         raise _broken(source, f"tensor {quoted(name)} has the unknown dtype {quoted(str(code))}")
     if not isinstance(shape, list) or not all(type(size) is int and 0 <= size < _U64 for size in shape):
         raise _broken(source, f"tensor {quoted(name)} has a shape that is no list of sizes")
     if not isinstance(offsets, list) or len(offsets) != 2 or not all(type(n) is int and 0 <= n < _U64 for n in offsets):
         raise _broken(source, f"tensor {quoted(name)} has no two data_offsets")
+    return code, shape, offsets
+
+
+def _tensor(source: ByteSource, name: str, entry: Any) -> tuple[int, int, str, str, tuple[int, ...], int]:
+    """First and last byte, name, torch dtype, shape and bytes per element of one header entry."""
+    code, shape, offsets = _described(source, name, entry)
     dtype, bits = DTYPES[code]
     total = 1
     for size in (*shape, bits):
@@ -196,12 +228,26 @@ def _tensor(source: ByteSource, name: str, entry: Any) -> tuple[int, int, str, s
     return offsets[0], offsets[1], name, dtype, tuple(shape), ITEMSIZE.get(dtype, 1)
 
 
-def contiguous_stride(shape: tuple[int, ...]) -> tuple[int, ...]:
-    strides, step = [], 1
-    for size in reversed(shape):
-        strides.append(step)
-        step *= max(size, 1)
-    return tuple(reversed(strides))
+def _slices(source: ByteSource, text: str | None) -> dict[str, Any]:
+    """Where each slice begins in its tensor, by name, as JSON within the JSON says it."""
+    try:
+        told = {} if text is None else json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise _broken(source, f"its {_SLICES} is not JSON") from error
+    if not isinstance(told, dict) or not all(isinstance(entry, dict) for entry in told.values()):
+        raise _broken(source, f"its {_SLICES} is no object of objects")
+    return {name: entry.get("saved_offsets") for name, entry in told.items()}
+
+
+def _slice(source: ByteSource, tensor: TensorInfo, offsets: Any) -> TensorInfo:
+    """The tensor as one piece of a larger one, that says where it begins in it."""
+    if (
+        not isinstance(offsets, list)
+        or len(offsets) != len(tensor.shape)
+        or not all(type(n) is int and n >= 0 and n + size < _U64 for n, size in zip(offsets, tensor.shape))
+    ):
+        raise _broken(source, f"its {_SLICES} does not say where the slice of tensor {quoted(tensor.name)} begins")
+    return tensor._replace(form="slice", pieces=((tuple(offsets), tensor),))
 
 
 def _broken(source: ByteSource, why: str) -> CkptError:

@@ -13,7 +13,7 @@ from typing import Any
 from ckpt_cli.checkpoint import Storage, TensorFile
 from ckpt_cli.errors import CkptError, Damaged
 from ckpt_cli.formats import ByteSource, _pickle
-from ckpt_cli.formats._inert import Malformed, RunsCode, Truncated, quoted
+from ckpt_cli.formats._inert import Malformed, RunsCode, Truncated, quoted, shown
 from ckpt_cli.formats._torch import StorageId, unpickle
 
 NAME = "torch-legacy"
@@ -48,7 +48,9 @@ def read(source: ByteSource) -> TensorFile:
         except Truncated as error:
             # How long the pickles are is written nowhere: what breaks off in a part of the file is read further.
             if length == most:
-                raise Damaged(f"{source.path} is truncated: it ends within its description") from error
+                raise Damaged(
+                    f"{source.path} is truncated: it ends within its description", kind="truncated"
+                ) from error
             length = min(most, 8 * length)
         except (Malformed, RunsCode) as error:
             if source.path not in error.message:
@@ -98,15 +100,21 @@ def _place(source: ByteSource, keys: Any, at: int, wanted: dict[str, StorageId])
         if storage is None or key in storages:
             raise CkptError(f"{source.path} lists the storage {quoted(key)}, which its objects do not name once")
         if at + 8 + storage.bytes > source.size:
-            raise Damaged(f"{source.path} is truncated: it ends within storage {quoted(key)}")
+            raise Damaged(f"{source.path} is truncated: it ends within storage {shown(key)}", kind="truncated")
         count = int.from_bytes(source.read_at(at, 8), "little")
         if count * storage.itemsize != storage.bytes:
-            raise Damaged(f"{source.path}: storage {quoted(key)} is not as long as its tensors need")
+            raise Damaged(
+                f"{source.path}: storage {shown(key)} is not as long as its tensors need",
+                kind="short-record",
+                record=key,
+            )
         storages[key] = Storage(key, source.path, at + 8, storage.bytes)
         at += 8 + storage.bytes
     if len(storages) != len(wanted):
         lost = next(key for key in wanted if key not in storages)
-        raise Damaged(f"{source.path}: the bytes of storage {quoted(lost)} are missing")
+        raise Damaged(
+            f"{source.path}: the bytes of storage {shown(lost)} are missing", kind="missing-record", record=lost
+        )
     return storages
 
 

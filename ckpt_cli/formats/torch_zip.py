@@ -2,17 +2,20 @@
 
 A pickle (`<root>/data.pkl`) describes the objects; tensors in it are strided views of storages, whose raw
 bytes are the records `<root>/data/<key>`. The root is the file's stem or `archive`; nothing depends on it.
+TorchScript's archives are the same with programs beside them; their modules are read as state dicts.
 Layout and rebuild functions after torch/serialization.py and torch/_utils.py, torch 1.6 to 2.13.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from typing import NamedTuple
 
 from ckpt_cli.checkpoint import Storage, TensorFile
 from ckpt_cli.errors import CkptError, Damaged
-from ckpt_cli.formats import ByteSource, _records, _zip
-from ckpt_cli.formats._torch import StorageId, unpickle
+from ckpt_cli.formats import ByteSource, _records, _torchscript, _tree, _zip
+from ckpt_cli.formats._inert import quoted, shown
+from ckpt_cli.formats._torch import StorageId, Unpickled, interpret, refusing, unpickle
 
 NAME = "torch-zip"
 _MAX_PICKLE = 256 << 20
@@ -39,42 +42,98 @@ def read(source: ByteSource) -> TensorFile:
     archive = _zip.read_archive(source)
     root = _root(source, archive)
     offsets, notes = _records.walk(source, archive)
-    notes = [*archive.notes, *notes]
-
-    def record(name: str, limit: int) -> bytes | None:
-        entry = archive.records.get(f"{root}/{name}")
-        return None if entry is None else _zip.read_record(source, archive, entry, limit)
-
-    version = (record("version", 64) or b"3").strip()
+    file = _File(source, archive, root, offsets, [*archive.notes, *notes], {})
+    version = (file.record("version", 64) or b"3").strip()
     if not version.isdigit() or len(version) > 6 or not 1 <= int(version) <= _MAX_VERSION:
         raise CkptError(f"{source.path} is of the unknown file version {version.decode('latin-1')!a}")
-    order = (record("byteorder", 64) or b"little").strip()
+    order = (file.record("byteorder", 64) or b"little").strip()
     if order not in (b"little", b"big"):
         raise CkptError(f"{source.path} has the unknown byte order {order.decode('latin-1')!a}")
-    data = record("data.pkl", _MAX_PICKLE) or b""
-    storages: dict[str, Storage] = {}
-
-    def find(wanted: StorageId) -> Storage:
-        storage = storages.get(wanted.key)
-        if storage is None:
-            name = f"{root}/data/{wanted.key}"
-            if name not in offsets:
-                raise Damaged(f"{source.path}: record {name} is missing")
-            entry = archive.records[name]
-            storage = storages[wanted.key] = _records.stored(source, archive, entry, offsets[name], wanted.key)
-        if storage.bytes != wanted.bytes:
-            raise Damaged(
-                f"{source.path}: record {root}/data/{wanted.key} has {storage.bytes} bytes "
-                f"where its tensors need {wanted.bytes}"
-            )
-        return storage
-
-    read = unpickle(source.path, data, find, swapped=order == b"big")
-    if read.end != len(data):
-        notes.append(f"{len(data) - read.end} bytes follow the end of the pickle")
+    swapped = order == b"big"
+    if f"{root}/constants.pkl" in archive.records:
+        container, read = "torchscript", _script(file, swapped)
+    else:
+        container, data = NAME, file.record("data.pkl", _MAX_PICKLE) or b""
+        read = unpickle(source.path, data, file.find("data"), swapped)
+        file.note_rest("the pickle", data, read.end)
+    skipped = sum(archive.skipped(record) for record in archive.records.values())
+    if skipped:
+        file.notes.append(f"{skipped} of its storages were saved without their data, or filled in later: no CRC32")
+    storages = tuple(file.storages.values())
     return TensorFile(
-        source.path, NAME, read.tensors, read.values, read.foreign_globals, tuple(storages.values()), tuple(notes)
+        source.path, container, read.tensors, read.values, read.foreign_globals, storages, tuple(file.notes)
     )
+
+
+class _File(NamedTuple):
+    """An archive that is being read, what is to be said of it, and the storages met so far by record."""
+
+    source: ByteSource
+    archive: _zip.Archive
+    root: str
+    offsets: dict[str, int]
+    notes: list[str]
+    storages: dict[str, Storage]
+
+    def record(self, name: str, limit: int) -> bytes | None:
+        entry = self.archive.records.get(f"{self.root}/{name}")
+        return None if entry is None else _zip.read_record(self.source, self.archive, entry, limit)
+
+    def find(self, folder: str) -> Callable[[StorageId], Storage]:
+        """What gives the storages whose bytes are the records of `folder`; in others than data/ their names say so."""
+
+        def find(wanted: StorageId) -> Storage:
+            name = f"{self.root}/{folder}/{wanted.key}"
+            storage = self.storages.get(name)
+            if storage is None:
+                if name not in self.offsets:
+                    what = f"{self.source.path}: record {shown(name)} is missing"
+                    raise Damaged(what, kind="missing-record", record=name)
+                key = wanted.key if folder == "data" else f"{folder}/{wanted.key}"
+                entry = self.archive.records[name]
+                storage = _records.stored(self.source, self.archive, entry, self.offsets[name], key)
+                self.storages[name] = storage
+            if storage.bytes != wanted.bytes:
+                raise Damaged(
+                    f"{self.source.path}: record {shown(name)} has {storage.bytes} bytes "
+                    f"where its tensors need {wanted.bytes}",
+                    kind="short-record",
+                    record=name,
+                )
+            return storage
+
+        return find
+
+    def note_rest(self, what: str, data: bytes, end: int) -> None:
+        if end != len(data):
+            self.notes.append(f"{len(data) - end} bytes follow the end of {what}")
+
+
+def _script(file: _File, swapped: bool) -> Unpickled:
+    """A TorchScript module as its state dict, its other attributes beside it, and the constants of its code."""
+    path = file.source.path
+    classes: dict[str, _torchscript.Names] = {}
+    begin = f"{file.root}/code/"
+    texts = [name for name in file.archive.records if name.startswith(begin) and name.endswith(".py")]
+    if sum(file.archive.records[name].bytes for name in texts) > _MAX_PICKLE:
+        raise CkptError(f"{path} holds more than {_MAX_PICKLE} bytes of code")
+    for name in texts:
+        code = _zip.read_record(file.source, file.archive, file.archive.records[name], _MAX_PICKLE)
+        prefix = name[len(begin) : -len(".py")].replace("/", ".")
+        classes.update(_torchscript.declared(prefix, code.decode("utf-8", "replace")))
+    data, constants = (file.record(f"{name}.pkl", _MAX_PICKLE) or b"" for name in ("data", "constants"))
+    module = interpret(path, data, file.find("data"), swapped, script=True)
+    others = interpret(path, constants, file.find("constants"), swapped, script=True)
+    file.note_rest("the pickle", data, module.end)
+    file.note_rest("the constants", constants, others.end)
+    with refusing(path):
+        _torchscript.arrange(module.value, classes, module.end)
+        tensors, values = _tree.flatten(module.value, module.end)
+        if others.value:
+            more = _tree.flatten({"<constants>": others.value}, others.end)
+            tensors, values = tensors + more[0], values | more[1]
+    foreign = dict.fromkeys(module.foreign_globals + others.foreign_globals)
+    return Unpickled(tensors, values, tuple(foreign), module.end)
 
 
 def _root(source: ByteSource, archive: _zip.Archive) -> str:
@@ -83,9 +142,12 @@ def _root(source: ByteSource, archive: _zip.Archive) -> str:
     root, slash, _ = first.partition("/")
     for name in archive.records:
         if not slash or not name.startswith(f"{root}/"):
-            raise CkptError(f"{source.path} is a zip archive, but none of torch: its entry {name!a} is not in one root")
-    if f"{root}/constants.pkl" in archive.records:
-        raise CkptError(f"{source.path} is a TorchScript archive, a program and not a state dict")
+            raise CkptError(
+                f"{source.path} is a zip archive, but none of torch: its entry {quoted(name)} is not in one root",
+                kind="not-a-checkpoint",
+            )
     if f"{root}/data.pkl" not in archive.records:
-        raise CkptError(f"{source.path} is a zip archive, but none of torch: it has no data.pkl")
+        raise CkptError(
+            f"{source.path} is a zip archive, but none of torch: it has no data.pkl", kind="not-a-checkpoint"
+        )
     return root

@@ -1,0 +1,112 @@
+"""The records of a zip archive in the order of the file, and what stands around them held against the directory.
+
+torch reads the directory and believes it. Here each local header, each data descriptor and the room between
+records must agree with it (APPNOTE 6.3, sections 4.3.7 and 4.3.9): so a damaged header is found too.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator
+
+from ckpt_cli.checkpoint import Storage
+from ckpt_cli.errors import Damaged
+from ckpt_cli.formats import ByteSource
+from ckpt_cli.formats._inert import shown
+from ckpt_cli.formats._zip import LOCAL, STORED, Archive, Record, wide_sizes
+
+_DESCRIBED = 0x0008
+_FULL = 0xFFFFFFFF
+# With and without its signature, with sizes of 32 and of 64 bits: the format leaves open which.
+_DESCRIPTORS = tuple(struct.Struct(fields) for fields in ("<4sLQQ", "<4sLLL", "<LQQ", "<LLL"))
+_MOST_ROOM = 1 << 16
+
+
+def walk(source: ByteSource, archive: Archive) -> tuple[dict[str, int], list[str]]:
+    """Where each record's bytes begin, in the order of the file, and notes on bytes that belong to no record.
+
+    Raises Damaged where a header or descriptor contradicts the directory, or two records overlap.
+    """
+    offsets: dict[str, int] = {}
+    stray = end = 0
+    for record in sorted(archive.records.values(), key=lambda record: record.header):
+        if record.header < end:
+            raise Damaged(
+                f"{source.path}: record {shown(record.name)} overlaps the one before it",
+                kind="bad-structure",
+                record=record.name,
+            )
+        stray += _stray(source, end, record.header)
+        offsets[record.name], end = _place(source, archive, record)
+    stray += _stray(source, end, archive.end)
+    return offsets, [f"{stray} bytes between its records belong to none"] if stray else []
+
+
+def stored(source: ByteSource, archive: Archive, record: Record, offset: int, name: str) -> Storage:
+    """The record as a run of bytes, called `name`."""
+    crc32 = None if archive.lacks_crc(record) else record.crc32
+    return Storage(name, source.path, offset, record.bytes, crc32, 0 if record.method == STORED else record.packed)
+
+
+def every(source: ByteSource, archive: Archive) -> Iterator[Storage]:
+    """All records in the order of the file under their full names."""
+    for name, offset in walk(source, archive)[0].items():
+        yield stored(source, archive, archive.records[name], offset, name)
+
+
+def _place(source: ByteSource, archive: Archive, record: Record) -> tuple[int, int]:
+    """Where the record's bytes begin, and where all that belongs to it ends."""
+    raw = record.name.encode()
+    head = source.read_at(record.header, LOCAL.size + len(raw))
+    signature, _, flags, method, _, _, crc, packed, size, name_size, extra_size = LOCAL.unpack_from(head)
+    start: int = record.header + LOCAL.size + name_size + extra_size
+    if signature != b"PK\3\4" or name_size != len(raw) or head[LOCAL.size :] != raw:
+        raise Damaged(
+            f"{source.path}: the header of record {shown(record.name)} is damaged",
+            kind="bad-header",
+            record=record.name,
+        )
+    if start + record.packed > archive.end:
+        raise Damaged(
+            f"{source.path}: record {shown(record.name)} reaches beyond the archive",
+            kind="bad-header",
+            record=record.name,
+        )
+    if _FULL in (size, packed):
+        extra = source.read_at(start - extra_size, extra_size)
+        size, packed, _ = wide_sizes(extra, size, packed, 0)
+    told, wanted = (crc, packed, size), (record.crc32, record.packed, record.bytes)
+    # Who writes a stream knows these only behind the bytes, and leaves zero or nothing known in the header.
+    unknown = (0, _FULL) if flags & _DESCRIBED else ()
+    if method != record.method or any(a != b and a not in unknown for a, b in zip(told, wanted)):
+        raise Damaged(
+            f"{source.path}: the header of record {shown(record.name)} is damaged: it contradicts the directory",
+            kind="bad-header",
+            record=record.name,
+        )
+    end = start + record.packed
+    return start, end + _descriptor(source, record, end, archive.end) if flags & _DESCRIBED else end
+
+
+def _descriptor(source: ByteSource, record: Record, at: int, limit: int) -> int:
+    """The length of the data descriptor behind a record; raises Damaged where none agrees with the directory."""
+    data = source.read_at(at, min(_DESCRIPTORS[0].size, limit - at))
+    signed = data[:4] == b"PK\7\x08"
+    for form in _DESCRIPTORS:
+        if len(data) >= form.size:
+            fields = form.unpack_from(data)
+            if fields[-3:] == (record.crc32, record.packed, record.bytes) and (len(fields) == 3 or signed):
+                return form.size
+    raise Damaged(
+        f"{source.path}: what follows record {shown(record.name)} is damaged: it contradicts the directory",
+        kind="bad-header",
+        record=record.name,
+    )
+
+
+def _stray(source: ByteSource, start: int, end: int) -> int:
+    """How many bytes lie between two records, where they are more than padding: zeros, and not many."""
+    room = end - start
+    if not room:
+        return 0
+    return room if room > _MOST_ROOM or source.read_at(start, room).strip(b"\0") else 0

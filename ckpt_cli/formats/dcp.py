@@ -1,0 +1,168 @@
+"""PyTorch Distributed Checkpoints: a `.metadata` that says of which chunks each tensor is, and where these lie.
+
+The data files beside it (`__<rank>_<n>.distcp`) are whole `torch.save` archives one after another, a chunk or a value
+each. A tensor is read as `chunked`, its pieces `archived`; one that this index alone does not cover (of a save without
+collectives there is an index a rank, `__<rank>.metadata`) as a `slice`. Only files that the index names, beside it,
+are opened. After torch/distributed/checkpoint, torch 2.0 to 2.13.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable
+from typing import Any
+
+from ckpt_cli.checkpoint import ForeignGlobal, Storage, TensorFile, TensorInfo
+from ckpt_cli.errors import CkptError, Damaged
+from ckpt_cli.formats import ByteSource, Files, Window, formats
+from ckpt_cli.formats._dcp_index import MODULES, Chunk, Index, IndexedTensor, Slice, read_index
+from ckpt_cli.formats._dtypes import ITEMSIZE
+from ckpt_cli.formats._inert import RunsCode, quoted, shown
+from ckpt_cli.shapes import contiguous_stride, tiling_fault
+
+NAME = "dcp"
+_MARKS = tuple(f"{module}.metadata".encode() for module in MODULES)
+_ONE_RANK = re.compile(r"__[0-9]+\.metadata(\.tmp)?")
+_HEAD = 512
+# Of the entries that are no tensors (a step, a learning rate, a state of a data loader): each, together, in number.
+_MAX_VALUE = 1 << 20
+_MAX_VALUES_BYTES = 16 << 20
+_MAX_VALUES = 4096
+
+
+def matches(head: bytes, size: int) -> bool:
+    """A pickle whose first name is of the module that describes such checkpoints."""
+    return head[:1] == b"\x80" and any(mark in head[:96] for mark in _MARKS)
+
+
+def check(source: ByteSource) -> None:
+    """The index, and that every data file is there and as long as the index needs it to be."""
+    index = read_index(source)
+    _tensors(source, index)
+    needed: dict[str, int] = {}
+    for _, (storage, _) in index.slices:
+        needed[storage.file] = max(needed.get(storage.file, 0), storage.offset + storage.bytes)
+    for path, length in needed.items():
+        try:
+            there = os.stat(path).st_size
+        except FileNotFoundError:
+            what = f"{source.path} names the data file {os.path.basename(path)}, which is missing"
+            raise Damaged(what, path=path, kind="missing-part") from None
+        except OSError as error:
+            raise CkptError(f"{path} cannot be read: {error.strerror}", path=path, kind="unreadable-part") from error
+        if there < length:
+            raise Damaged(
+                f"{path} is truncated: {length - there} bytes of its data are missing", path=path, kind="truncated"
+            )
+
+
+def records(source: ByteSource) -> Iterable[Storage]:
+    """Each entry's archive in a data file; its CRC32s are in the archive. What went through something has it packed."""
+    for name, (storage, transforms) in sorted(
+        read_index(source).slices, key=lambda item: (item[1].storage[1:3], item[0])
+    ):
+        yield storage._replace(name=name, packed=storage.bytes if transforms else 0)
+
+
+def index(source: ByteSource) -> TensorFile:
+    """As `read`, without opening a data file: there are no values."""
+    return _file(source, read_index(source))
+
+
+def read(source: ByteSource) -> TensorFile:
+    found = read_index(source)
+    file = _file(source, found)
+    tensors, notes, foreign = list(file.tensors), list(file.notes), dict.fromkeys(file.foreign_globals)
+    values: dict[str, Any] = {}
+    spent = 0
+    unread = []
+    with Files() as files:
+        for number, (name, place) in enumerate(found.values):
+            spent += place.storage.bytes if place.storage.bytes <= _MAX_VALUE else 0
+            inner: TensorFile | str
+            if place.transforms:
+                inner = f"<{place.storage.bytes} bytes, packed with {', '.join(place.transforms)}>"
+            elif place.storage.bytes > _MAX_VALUE or spent > _MAX_VALUES_BYTES or number >= _MAX_VALUES:
+                inner = f"<{place.storage.bytes} bytes in {place.storage.name}>"
+            else:
+                inner = _value(files, place)
+            if isinstance(inner, str):
+                values[name] = inner
+                unread.append(name)
+                continue
+            values.update({_below(name, key): value for key, value in inner.values.items()})
+            tensors.extend(_moved(name, tensor, place.storage) for tensor in inner.tensors)
+            foreign.update(dict.fromkeys(inner.foreign_globals))
+    if unread:
+        first = ", ".join(map(shown, unread[:3])) + ", ..." * (len(unread) > 3)
+        notes.append(f"{len(unread)} of its values were not read: {first}")
+    return file._replace(tensors=tuple(tensors), values=values, notes=tuple(notes), foreign_globals=tuple(foreign))
+
+
+def _file(source: ByteSource, found: Index) -> TensorFile:
+    foreign = tuple(ForeignGlobal(name, False) for name in found.foreign)
+    storages = tuple(place.storage for _, place in found.slices)
+    return TensorFile(source.path, NAME, _tensors(source, found), {}, foreign, storages, found.notes)
+
+
+def _tensors(source: ByteSource, found: Index) -> tuple[TensorInfo, ...]:
+    alone = not _ONE_RANK.fullmatch(os.path.basename(source.path))
+    return tuple(_tensor(source, tensor, alone) for tensor in found.tensors)
+
+
+def _tensor(source: ByteSource, tensor: IndexedTensor, alone: bool) -> TensorInfo:
+    """Its chunks must tile it, or, where other ranks have an index too, not lie over each other."""
+    itemsize = ITEMSIZE[tensor.dtype]
+    whole = TensorInfo(
+        tensor.name, tensor.dtype, tensor.shape, contiguous_stride(tensor.shape), 0, itemsize, None, "chunked"
+    )
+    if tensor.layout != "strided":
+        return whole._replace(form=tensor.layout)
+    fault = tiling_fault(tensor.shape, [(chunk.offsets, chunk.sizes) for chunk in tensor.chunks])
+    if fault and (alone or not fault.startswith("its pieces hold")):
+        raise Damaged(f"{source.path}: the chunks of tensor {quoted(tensor.name)} do not make it up: {fault}")
+    pieces = tuple(
+        (chunk.offsets, _piece(tensor, chunk, chunk.place, itemsize)) for chunk in tensor.chunks if chunk.place
+    )
+    return whole._replace(form="slice" if fault else "chunked", pieces=pieces)
+
+
+def _piece(tensor: IndexedTensor, chunk: Chunk, place: Slice, itemsize: int) -> TensorInfo:
+    form = f"packed with {', '.join(place.transforms)}" if place.transforms else "archived"
+    return TensorInfo(
+        tensor.name, tensor.dtype, chunk.sizes, contiguous_stride(chunk.sizes), 0, itemsize, place.storage, form
+    )  # fmt: skip
+
+
+def _value(files: Files, place: Slice) -> TensorFile | str:
+    """What a value's archive holds, or what stands for it where its file is not there or it is no archive of torch.
+
+    Raises Damaged where it is not as it was written, and RunsCode.
+    """
+    storage = place.storage
+    try:
+        window = Window(files.at(storage.file), storage.offset, storage.bytes)
+        head = window.read_at(0, min(_HEAD, window.size))
+    except CkptError:
+        return f"<{storage.bytes} bytes in {storage.name}, which cannot be read>"
+    # An index within an index could name itself.
+    form = next((form for form in formats() if form.NAME != NAME and form.matches(head, window.size)), None)
+    try:
+        return form.read(window) if form else f"<{storage.bytes} bytes in {storage.name}>"
+    except (Damaged, RunsCode) as error:
+        error.path = error.path or storage.file
+        raise
+    except CkptError:
+        return f"<{storage.bytes} bytes in {storage.name}, in no form that is read>"
+
+
+def _moved(name: str, tensor: TensorInfo, place: Storage) -> TensorInfo:
+    """A tensor of a value's archive under its full name, its place counted from the data file's start."""
+    storage = tensor.storage and tensor.storage._replace(offset=place.offset + tensor.storage.offset)
+    pieces = tuple((key, _moved("", piece, place)) for key, piece in tensor.pieces)
+    return tensor._replace(name=_below(name, tensor.name), storage=storage, pieces=pieces)
+
+
+def _below(name: str, key: str) -> str:
+    return name if key == "<root>" else f"{name}.{key}"

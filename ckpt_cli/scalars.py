@@ -1,0 +1,45 @@
+"""Scalars that lie in a file as tensors (a step, a best loss) as plain numbers, without an array library."""
+
+from __future__ import annotations
+
+import math
+import struct
+
+from ckpt_cli.checkpoint import TensorInfo
+from ckpt_cli.formats import Files
+from ckpt_cli.tensors import checked_blocks, readable
+
+_FORMS = {
+    "float64": "<d", "float32": "<f", "float16": "<e", "int64": "<q", "int32": "<i", "int16": "<h", "int8": "<b",
+    "uint64": "<Q", "uint32": "<I", "uint16": "<H", "uint8": "<B", "bool": "<?",
+}  # fmt: skip
+
+
+class Numbers:
+    """Reads scalars; the CRC32 of each record they lie in is checked once."""
+
+    def __init__(self, files: Files) -> None:
+        self.files = files
+        self.checked: set[tuple[str, int]] = set()
+
+    def of(self, value: object) -> int | float | None:
+        """The value of a number or of a tensor with one element; None for anything else and what is not finite."""
+        if isinstance(value, TensorInfo):
+            value = self.read(value)
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+            return None
+        return int(value) if value == int(value) else value
+
+    def read(self, tensor: TensorInfo) -> int | float | bool | None:
+        """What a tensor of one element holds; None for others and for dtypes that Python has no number of.
+
+        Raises Damaged where its record does not fit its CRC32.
+        """
+        if tensor.elements != 1 or readable(tensor):
+            return None
+        form = "<f" if tensor.dtype == "bfloat16" else _FORMS.get(tensor.dtype)
+        if form is None:
+            return None
+        data = b"".join(checked_blocks(self.files, tensor, self.checked))
+        number: int | float | bool = struct.unpack(form, b"\0\0" + data if tensor.dtype == "bfloat16" else data)[0]
+        return number
