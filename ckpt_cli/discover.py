@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 from functools import cache, partial
 from typing import Any, NamedTuple
 
-from ckpt_cli.checkpoint import Checkpoint, TensorFile
+from ckpt_cli.checkpoint import Checkpoint, TensorFile, in_order
 from ckpt_cli.errors import CkptError
 from ckpt_cli.layouts import LAST_RESORT, Folder, layouts
 
@@ -237,7 +237,7 @@ def _order(sources: Mapping[str, str]) -> Callable[[Checkpoint], tuple[Any, ...]
     def key(checkpoint: Checkpoint) -> tuple[Any, ...]:
         source = rank.get(checkpoint.source or "", len(rank))
         run = source, checkpoint.source or "", natural(checkpoint.tag), checkpoint.run_dir
-        return *run, checkpoint.step or 0, checkpoint.name
+        return *run, *in_order(checkpoint), checkpoint.name
 
     return key
 

@@ -2,30 +2,84 @@
 
 from __future__ import annotations
 
+import os
+import re
 from typing import Any
 
-from ckpt_cli.checkpoint import Checkpoint
+from ckpt_cli.checkpoint import Checkpoint, Part, TensorFile
+from ckpt_cli.contents import paths_of, read_files
 from ckpt_cli.errors import CkptError, Damaged
+from ckpt_cli.formats import Files
 from ckpt_cli.layouts import read_json
-from ckpt_cli.tensors import read_tensors
+from ckpt_cli.scalars import Numbers
 
 _MAX_LEVELS = 100
+_MAX_SCALARS = 16
+# Where an optimizer lies among the names of a file.
+_GROUPS = re.compile(r"(?:^|(?<=\.))param_groups\.")
 
 
 def read_metadata(checkpoint: Checkpoint | None, file: str | None) -> Any:
-    """The metadata of a checkpoint, or of a file that is part of none. Raises CkptError where there is none."""
+    """The metadata of a checkpoint, or of a file that is part of none. Raises CkptError where there is none.
+
+    What a meta file holds, with each configuration beside it under the name of its file (`config`, `adapter_config`);
+    without a meta file, the configuration. What a recipe state counts is added as `recipe`. A file of these that was
+    named stands for itself.
+    """
     if checkpoint is not None:
-        for part in checkpoint.having("meta", "config"):
-            try:
-                return read_json(part.path)
-            except CkptError as error:
-                raise Damaged(error.message, path=part.path) from error
-        for part in checkpoint.having("model"):
-            return nested(read_tensors(part.path).values)
-        raise CkptError(f"{checkpoint.ref} has neither a meta nor a model file")
+        found = _of_checkpoint(checkpoint, file)
+        if isinstance(found, dict) and not (file or "").endswith(".json"):
+            for part in checkpoint.having("recipe"):
+                found.setdefault("recipe", _counts(part.path))
+        return found
     if file is None:
         raise CkptError("there is no file to read metadata from")
-    return read_json(file) if file.endswith(".json") else nested(read_tensors(file).values)
+    return read_json(file) if file.endswith(".json") else told(read_files([file])[0])
+
+
+def _of_checkpoint(checkpoint: Checkpoint, file: str | None) -> Any:
+    metas, configs = checkpoint.having("meta"), checkpoint.having("config")
+    named = [part for part in (*metas, *configs) if part.path == file]
+    for part in named or metas or configs:
+        found = _read(part)
+        if isinstance(found, dict) and part in metas and not named:
+            for config in configs:
+                found.setdefault(os.path.splitext(os.path.basename(config.path))[0], _read(config))
+        return found
+    if checkpoint.having("model", "index"):
+        return told(read_files(paths_of(None, checkpoint, "model"))[0])
+    for part in checkpoint.having("adapter"):
+        return told(read_files([part.path])[0])
+    raise CkptError(f"{checkpoint.ref} has neither a meta nor a model file")
+
+
+def _counts(path: str) -> dict[str, Any]:
+    """The seed, epochs and steps that stand at the top of a recipe state, beside the optimizer."""
+    values = read_files([path])[0].values
+    return {name: value for name, value in values.items() if "." not in name and not isinstance(value, (dict, list))}
+
+
+def _read(part: Part) -> Any:
+    try:
+        return read_json(part.path)
+    except CkptError as error:
+        raise Damaged(error.message, path=part.path) from error
+
+
+def told(file: TensorFile) -> dict[str, Any]:
+    """What a file says of itself beside its tensors, as an object of objects.
+
+    Less what an optimizer is set to, which is told elsewhere; with the scalars that lie at the top as tensors
+    (nanoGPT's `best_val_loss`).
+    """
+    optimizers = {name[: match.start()] for name in file.values if (match := _GROUPS.search(name))}
+    hidden = tuple(f"{place}{inner}." for place in optimizers for inner in ("param_groups", "state"))
+    values = {name: value for name, value in file.values.items() if not name.startswith(hidden)}
+    scalars = [tensor for tensor in file.tensors if not tensor.shape and "." not in tensor.name][:_MAX_SCALARS]
+    with Files() as files:
+        numbers = Numbers(files)
+        values |= {tensor.name: number for tensor in scalars if (number := numbers.read(tensor)) is not None}
+    return nested(values)
 
 
 def nested(values: dict[str, Any]) -> dict[str, Any]:

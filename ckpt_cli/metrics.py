@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from ckpt_cli.checkpoint import DEFAULT_METRICS, Checkpoint, Goal, Metric, pick_metric
+from ckpt_cli.checkpoint import DEFAULT_METRICS, Checkpoint, Goal, Metric, in_order, pick_metric
 from ckpt_cli.errors import CkptError, NotFound
 
 
@@ -31,6 +31,6 @@ def best_of(checkpoints: Sequence[Checkpoint], metric: str | None) -> tuple[Chec
     for candidate in (name,) if name else DEFAULT_METRICS:
         having = [(c, m) for c in checkpoints if (m := pick_metric(c, candidate, goal))]
         if having:
-            sign = -1 if goal == "max" else 1
-            return min(having, key=lambda pair: (sign * pair[1].value, -(pair[0].step or 0)))
+            sign = 1 if goal == "max" else -1
+            return max(having, key=lambda pair: (sign * pair[1].value, in_order(pair[0])))
     raise NotFound(f"no complete checkpoint there has the metric {name or ' or '.join(DEFAULT_METRICS)}")

@@ -19,9 +19,9 @@ from ckpt_cli.errors import CkptError
 
 MAX_JSON_BYTES = 16 << 20
 MAX_JSON_DEPTH = 200
-# Who is asked first: a trainer's own names; folders as models are published in, which trainers write too; anything
-# else, only where nothing in or below the folder is claimed.
-TRAINER, PUBLISHED, LAST_RESORT = 0, 1, 2
+# Who is asked first: a trainer's own names; folders as models are published in, which trainers write too; what both may
+# hold as a part; anything else, only where nothing in or below the folder is claimed.
+TRAINER, PUBLISHED, CONTAINED, LAST_RESORT = range(4)
 
 
 class Layout(Protocol):

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import os
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 
 from ckpt_cli.checkpoint import Checkpoint, Problem, Ranks, Role
@@ -51,11 +52,11 @@ def scan(folder: Folder) -> Iterable[Checkpoint]:
     claimed = {digits: files for digits, files in steps.items() if _is_ours(digits, files)}
     if not claimed:
         return ()
-    numbers = [int(digits) for digits in claimed]
+    numbers = Counter(int(digits) for digits in claimed)
     ranks = {rank for files in claimed.values() for role, rank in files.values() if rank is not None}
     world = range(max(ranks) + 1) if ranks else range(0)
     return [
-        _checkpoint(folder, digits, files, world, by_name=numbers.count(int(digits)) > 1)
+        _checkpoint(folder, digits, files, world, by_name=numbers[int(digits)] > 1)
         for digits, files in claimed.items()
     ]
 

@@ -1,0 +1,130 @@
+"""What a distributed save leaves in one folder, whoever made it: parts, what is missing, whether training resumes.
+
+`.metadata` is the index and `__<rank>_<n>.distcp` the data; without consolidation torch's Hugging Face writer leaves
+`shard-00001-model-00001-of-00002.safetensors`, a shard number a rank. The index is written last, as `.metadata.tmp`,
+and renamed: without it the save was cut off.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+from ckpt_cli.checkpoint import Part, Problem, Role, TensorFile
+from ckpt_cli.errors import CkptError
+from ckpt_cli.layouts import Folder
+
+_INDEX = ".metadata"
+_RANK_INDEX = re.compile(r"__([0-9]{1,6})\.metadata")
+_UNFINISHED = re.compile(r"(__[0-9]{1,6})?\.metadata\.tmp")
+_DATA = re.compile(r"__([0-9]{1,6})_[0-9]{1,9}\.distcp")
+_SHARD = re.compile(r"shard-([0-9]{5,9})-model-([0-9]{5,9})-of-([0-9]{5,9})\.safetensors")
+# To list must stay quick: an index beyond this (30 ms) is left to who opens the checkpoint.
+_MAX_INDEX = 128 << 10
+
+
+class Saved(NamedTuple):
+    """`resumable` says whether the index names an optimizer; None where no index small enough could be read."""
+
+    parts: tuple[Part, ...]
+    problems: tuple[Problem, ...]
+    resumable: bool | None
+
+
+def saved_in(folder: Folder) -> Saved | None:
+    """The distributed save that lies in a folder, None where none does."""
+    data = [name for name in folder.files if _DATA.fullmatch(name)]
+    indexes = [name for name in folder.files if name == _INDEX or _RANK_INDEX.fullmatch(name)]
+    if data or (indexes and _describes(folder, indexes[0])):
+        return _distributed(folder, data, indexes)
+    shards = [name for name in folder.files if _SHARD.fullmatch(name)]
+    return _sharded(folder, shards) if shards else None
+
+
+def _describes(folder: Folder, name: str) -> bool:
+    """Whether a lone `.metadata`, a name that others use too, is an index: one all of whose data is gone."""
+    entry = folder.files[name]
+    try:
+        if not folder.read_index or not 0 < entry.stat().st_size <= _MAX_INDEX:
+            return False
+        return folder.read_index(entry.path).container == "dcp"
+    except (CkptError, OSError):
+        return False
+
+
+def _distributed(folder: Folder, data: Sequence[str], indexes: Sequence[str]) -> Saved:
+    problems: list[Problem] = []
+    # One of a save with collectives speaks for all; those of single ranks may be left from an earlier one.
+    indexes = [_INDEX] if _INDEX in indexes else indexes
+    parts = [
+        *_parts(folder, sorted(indexes), "index", _RANK_INDEX, problems),
+        *_parts(folder, sorted(data, key=_natural), "model", _DATA, problems),
+    ]
+    if not indexes:
+        problems.append(_missing(folder, _INDEX, "the index"))
+    resumable: bool | None = False if not indexes else None
+    names: set[str] = set()
+    for part in [part for part in parts if part.role == "index"]:
+        if not folder.read_index or not 0 < part.bytes <= _MAX_INDEX:
+            continue
+        try:
+            found = folder.read_index(part.path)
+        except CkptError as error:
+            problems.append(Problem("bad-index", error.message, part.path))
+            continue
+        problems += _lacking(folder, found, {part.path: part for part in parts})
+        names.update(tensor.name.partition(".")[0] for tensor in found.tensors)
+        resumable = any(name.startswith("optim") for name in names)
+    unfinished = [name for name in folder.files if _UNFINISHED.fullmatch(name)]
+    parts += _parts(folder, sorted(unfinished), "other", _UNFINISHED, [])
+    return Saved(tuple(parts), tuple(problems), resumable)
+
+
+def _sharded(folder: Folder, shards: Sequence[str]) -> Saved:
+    problems: list[Problem] = []
+    parts = _parts(folder, sorted(shards), "model", _SHARD, problems)
+    numbers = {int(match[1]) for name in shards if (match := _SHARD.fullmatch(name))}
+    for number in range(1, max(numbers)):
+        if number not in numbers:
+            of = next(match[3] for name in shards if (match := _SHARD.fullmatch(name)))
+            problems.append(_missing(folder, f"shard-{number:05}-model-00001-of-{of}.safetensors", f"shard {number}"))
+            break
+    return Saved(tuple(parts), tuple(problems), None)
+
+
+def _lacking(folder: Folder, found: TensorFile, parts: dict[str, Part]) -> list[Problem]:
+    """The data files that the index names and that are not there, or not as long as it needs them."""
+    needed: dict[str, int] = {}
+    for storage in found.storages:
+        needed[storage.file] = max(needed.get(storage.file, 0), storage.offset + storage.bytes)
+    problems = []
+    for path, length in needed.items():
+        name = os.path.basename(path)
+        if path in parts and parts[path].bytes < length:
+            problems.append(Problem("truncated", f"{name} lacks {length - parts[path].bytes} bytes of its data", path))
+        elif path not in parts and name not in folder.files:
+            problems.append(_missing(folder, name, "a data file"))
+    return problems
+
+
+def _parts(
+    folder: Folder, names: Iterable[str], role: Role, pattern: re.Pattern[str], problems: list[Problem]
+) -> list[Part]:
+    parts = []
+    for name in names:
+        match = pattern.fullmatch(name)
+        rank = None if match is None or pattern is _UNFINISHED else int(match[1]) - (pattern is _SHARD)
+        part = folder.part(name, role, problems, rank)
+        if part:
+            parts.append(part)
+    return parts
+
+
+def _missing(folder: Folder, name: str, what: str) -> Problem:
+    return Problem("missing-part", f"{what} is missing ({name})", os.path.join(folder.path, name))
+
+
+def _natural(name: str) -> list[int]:
+    return [int(digits) for digits in re.findall(r"[0-9]+", name)]

@@ -1,0 +1,62 @@
+"""Distributed checkpoints: a folder a step, with `.metadata` as the index and `__<rank>_<n>.distcp` as the data.
+
+Also what torch's Hugging Face writer leaves before consolidation: `shard-00001-model-00001-of-00002.safetensors`, a
+shard number a rank, without an index. The step is taken from the folder's own name (`step_100`, `dist_epoch_2`), and
+the folder above is then the run. The index is written last, as `.metadata.tmp`, and renamed: without it the save was
+cut off. It does not know what is a model in a data file and what an optimizer.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable, Sequence
+from typing import Literal
+
+from ckpt_cli.checkpoint import Checkpoint, Role
+from ckpt_cli.layouts import CONTAINED, Folder
+from ckpt_cli.layouts._dcp import Saved, saved_in
+
+NAME = "dcp"
+PRECEDENCE = CONTAINED
+# torch finds a checkpoint by its index alone, so that goes first.
+REMOVAL_ORDER: tuple[Role, ...] = ("index", "model")
+
+_NUMBERED = re.compile(
+    r"(?:dist_)?(?:epoch[-_=]?[0-9]+[-_])?(epoch|step|global_step|checkpoint|ckpt|iter|iteration)[-_=]?([0-9]{1,18})"
+    r"(?:\.ckpt)?"
+)
+
+
+def scan(folder: Folder) -> Iterable[Checkpoint]:
+    saved = saved_in(folder)
+    return [_checkpoint(folder, saved)] if saved else ()
+
+
+def needs(checkpoint: Checkpoint, run: Sequence[Checkpoint]) -> Iterable[Checkpoint]:
+    """Nothing: every folder stands alone."""
+    return ()
+
+
+def _checkpoint(folder: Folder, saved: Saved) -> Checkpoint:
+    numbered = _NUMBERED.fullmatch(folder.name)
+    unit: Literal["step", "epoch"] = "epoch" if numbered and numbered[1] == "epoch" else "step"
+    inside = folder.up is not None
+    state = folder.state(saved.parts, saved.problems)
+    manifest = folder.part("ckpt.sha256", "manifest", []) if "ckpt.sha256" in folder.files else None
+    return Checkpoint(
+        layout=NAME,
+        source=folder.source,
+        tag=folder.tag_above if numbered else folder.tag,
+        step=int(numbered[2]) if numbered else None,
+        unit=unit if numbered else None,
+        name=folder.name,
+        dir=folder.path,
+        parts=(*saved.parts, manifest) if manifest else saved.parts,
+        state=state,
+        resumable=False if state != "complete" else saved.resumable,
+        problems=saved.problems,
+        pinned=".keep" in folder.files,
+        linked=folder.linked,
+        home=os.path.dirname(folder.path) if numbered and inside else "",
+    )

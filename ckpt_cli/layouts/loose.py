@@ -1,0 +1,67 @@
+"""Files of tensors that no other layout claims, one checkpoint each: a `.pt` somebody saved, a model somebody fetched.
+
+Asked last, and only where nothing in or below the folder belongs to a layout. A name says nothing about which of
+them replaces which, nor about steps.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections import Counter
+from collections.abc import Iterable, Sequence
+
+from ckpt_cli.checkpoint import Checkpoint, Role
+from ckpt_cli.layouts import LAST_RESORT, Folder
+from ckpt_cli.layouts._single import one_file
+
+NAME = "loose"
+PRECEDENCE = LAST_RESORT
+REMOVAL_ORDER: tuple[Role, ...] = ("model", "adapter", "optimizer", "recipe")
+
+_SUFFIXES = (".pt", ".pth", ".bin", ".safetensors", ".ckpt", ".jit")
+# Data sets of tokens, as nanoGPT and its kin prepare them: `train.bin`, `fineweb_val_000001.bin`.
+_DATA = re.compile(r"(?:.*_)?(?:train|val)(?:_[0-9]+)?\.bin")
+# Parts of a checkpoint that have lost the rest of it.
+_ROLES: tuple[tuple[re.Pattern[str], Role], ...] = (
+    (re.compile(r"optim(?:izer)?(?:[-_.]?[0-9]+)?(?:_rank[0-9]+)?"), "optimizer"),
+    (re.compile(r"recipe_state"), "recipe"),
+    (re.compile(r"adapter(?:_model)?(?:_[0-9]+)?"), "adapter"),
+    (re.compile(r"scheduler|scaler|rng_state(?:_[0-9]+)?|training_args"), "other"),
+)
+# What the Trainer of transformers was still writing; it renamed the folder when it was done.
+_UNFINISHED = re.compile(r"tmp-checkpoint-[0-9]+")
+
+
+def scan(folder: Folder) -> Iterable[Checkpoint]:
+    if _UNFINISHED.fullmatch(folder.name):
+        return ()
+    names = [n for n in folder.files if n.endswith(_SUFFIXES) and n[0] != "." and not _DATA.fullmatch(n)]
+    stems = Counter(os.path.splitext(name)[0] for name in names)
+    # `model.safetensors` beside `model.pt` is what `ckpt convert` made of it.
+    others = {os.path.splitext(name)[0] for name in names if not name.endswith(".safetensors")}
+    exports = {f"{stem}.safetensors" for stem in others if stems[stem] == 2} & set(names)
+    names = [name for name in names if name not in exports]
+    return [_checkpoint(folder, name, stems, len(names) > 1) for name in names]
+
+
+def needs(checkpoint: Checkpoint, run: Sequence[Checkpoint]) -> Iterable[Checkpoint]:
+    """The one before it, round in a ring, so that all stay where one does.
+
+    Files that merely lie together are no steps of a run, and none of them is old because another is there.
+    """
+    beside = [c for c in run if c.dir == checkpoint.dir]
+    at = next((place for place, c in enumerate(beside) if c.name == checkpoint.name), 0)
+    return beside[at - 1 : at] or beside[-1:]
+
+
+def _checkpoint(folder: Folder, file: str, stems: Counter[str], several: bool) -> Checkpoint:
+    found = one_file(folder, NAME, file, None, None)
+    if stems[found.name] > 2 or (stems[found.name] == 2 and len(found.having("export")) == 0):
+        # The stem alone would not tell them apart; an export or a pin under it could be of any.
+        own = tuple(part for part in found.parts if part.role in ("model", "manifest"))
+        found = found._replace(name=file, parts=own)
+    role = next((role for pattern, role in _ROLES if pattern.fullmatch(os.path.splitext(file)[0])), None)
+    if role:
+        found = found._replace(parts=tuple(p._replace(role=role) if p.role == "model" else p for p in found.parts))
+    return found._replace(by_name=several)
