@@ -1,6 +1,7 @@
 """The torch side of the benchmark, one child process a call: writes the data, and does what ckpt does with torch.
 
 baselines.py big FILE [--quick]    a model of 122 bf16 tensors, by torch.save
+baselines.py small FILE            one tensor of eight numbers, by torch.save
 baselines.py runs DIR COUNT STEPS  COUNT nanochat runs of STEPS checkpoints each
 baselines.py list DIR              what `ckpt list` shows, by glob and torch.load
 baselines.py tensors FILE          what `ckpt inspect tensors` shows, by torch.load
@@ -96,6 +97,9 @@ def convert(path: str, output: str, mmap: bool) -> None:
 def main(what: str, *arguments: str) -> None:
     if what == "big":
         big(arguments[0], "--quick" in arguments)
+    elif what == "small":
+        os.makedirs(os.path.dirname(arguments[0]))
+        torch.save({"weight": torch.ones(8)}, arguments[0])
     elif what == "runs":
         runs(arguments[0], int(arguments[1]), int(arguments[2]))
     elif what == "list":

@@ -45,6 +45,16 @@ def two() -> None:
 
 app()
 """
+READ_CRC = """\
+import sys
+from isal.isal_zlib import crc32
+
+buffer, value = memoryview(bytearray(1 << 20)), 0
+with open(sys.argv[1], "rb", buffering=0) as file:
+    while count := file.readinto(buffer):
+        value = crc32(buffer[:count], value)
+print(value)
+"""
 
 
 class Contestant(NamedTuple):
@@ -212,6 +222,40 @@ def large_file(data: Path, ckpt: list[str], rounds: int, quick: bool) -> list[tu
     ]
 
 
+def whole_files(data: Path, ckpt: list[str], rounds: int) -> list[tuple[str, float, float, str]]:
+    """`verify` of the large file that `large_file` has made, and of one of some bytes, which costs the start alone."""
+    model, small, loop = data / "big" / "model.pt", data / "small" / "model.pt", data / "crc.py"
+    loop.write_text(READ_CRC, encoding="utf-8")
+    run_once([*BASELINES, "small", str(small)])
+    size = f"{model.stat().st_size / 1e9:.2f} GB"
+    reading, piped = [sys.executable, str(loop)], 'cat "$1" | "$2" "$3" /dev/stdin'
+    mine, once, cat, read, start, script = alternate(
+        [
+            Contestant("ckpt verify (every record's CRC32)", [*ckpt, "verify", str(model)]),
+            Contestant("the same with --jobs 1", [*ckpt, "verify", str(model), "--jobs", "1"]),
+            Contestant("cat FILE | a loop of read and CRC32", ["sh", "-c", piped, "sh", str(model), *reading]),
+            Contestant("the loop on the file itself", [*reading, str(model)]),
+            Contestant("ckpt verify of a file of 1 kB", [*ckpt, "verify", str(small)]),
+            Contestant("the loop on that file", [*reading, str(small)]),
+        ],
+        2 * rounds,
+    )
+    show(f"verify, the same file of {size}", [mine, once, cat, read, start, script])
+    run_once([*ckpt, "verify", str(model), "--record"])
+    pair = [
+        Contestant("ckpt verify with a manifest (CRC32 and sha256)", [*ckpt, "verify", str(model)]),
+        Contestant("sha256sum", ["sha256sum", str(model)]),
+    ]
+    show(f"verify against a manifest, the same file of {size}", alternate(pair, rounds))
+    bare = (mine.best - start.best) / (read.best - script.best)
+    return [
+        (f"verify, {size}, in times of cat and CRC32", mine.best / cat.best, 1.25, "x"),
+        (f"verify, {size}, in times of the loop", mine.best / read.best, 1.25, "x"),
+        (f"verify, {size}, the same without the start of each", bare, 1.25, "x"),
+        (f"verify, {size}, peak memory", mine.peak / 1e6, 64, "MB"),
+    ]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=HERE / "data", metavar="DIR", help="on the disk to measure")
@@ -227,6 +271,7 @@ def main() -> None:
     try:
         goals = lists(data, ckpt, rounds, 5 if options.quick else 50)
         goals += large_file(data, ckpt, rounds, options.quick)
+        goals += whole_files(data, ckpt, rounds)
     finally:
         shutil.rmtree(data)
         if made and not any(options.data.iterdir()):

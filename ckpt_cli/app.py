@@ -14,7 +14,7 @@ from ckpt_cli.errors import CkptError
 from ckpt_cli.ui import out
 
 # In the order of `ckpt --help`; each is the module of its name in `commands`.
-COMMANDS = ("list", "latest", "inspect", "prune", "convert", "demo")
+COMMANDS = ("list", "latest", "inspect", "verify", "prune", "convert", "demo")
 
 
 app = typer.Typer(
@@ -47,6 +47,7 @@ def ckpt(
       ckpt list                     what is there
       ckpt latest d12               the newest whole step of a run
       ckpt inspect tensors d12      names, dtypes, shapes
+      ckpt verify d12               is every byte as it was written
       ckpt prune --keep 3 -n        what would go
       ckpt convert d12              to safetensors
     """
