@@ -105,10 +105,15 @@ def write(recipe: Recipe, target: str, replace: bool, advance: Advance) -> None:
         _read_back(recipe, out, digests, advance)
 
 
+def unwrapped(name: str) -> str:
+    """A tensor's name without what torch.compile put into it."""
+    return _WRAPPER.sub("", name)
+
+
 def _renamed(file: TensorFile) -> list[tuple[str, TensorInfo]]:
     named: dict[str, TensorInfo] = {}
     for tensor in file.tensors:
-        name = _WRAPPER.sub("", tensor.name)
+        name = unwrapped(tensor.name)
         if name in named:
             raise CkptError(f"{file.path}: two of its tensors would be called {name!a}")
         named[name] = tensor

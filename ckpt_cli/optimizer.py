@@ -8,15 +8,13 @@ parameter name. It does not know which parameters a model has, nor what a traini
 
 from __future__ import annotations
 
-import math
 import os
-import struct
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 from ckpt_cli.checkpoint import TensorFile, TensorInfo
 from ckpt_cli.formats import Files
-from ckpt_cli.tensors import blocks, check_storage, readable, storages_of
+from ckpt_cli.scalars import Numbers
 
 Steps = tuple["int | float", "int | float"]
 
@@ -37,10 +35,6 @@ _KINDS: tuple[tuple[str, set[str], set[str]], ...] = (
 )
 # States that tell an optimizer where its groups are not in the file; others could be anything's.
 _TELLING = ("exp_avg", "exp_avg_sq", "momentum_buffer")
-_NUMBERS = {
-    "float64": "<d", "float32": "<f", "float16": "<e", "int64": "<q", "int32": "<i", "int16": "<h", "int8": "<b",
-    "uint64": "<Q", "uint32": "<I", "uint16": "<H", "uint8": "<B",
-}  # fmt: skip
 _SAME = "<same as "
 _MOST = 16
 
@@ -122,7 +116,7 @@ def optimizer_state(file: TensorFile, rank: int | None = None) -> OptimizerState
     if not drafts:
         return None
     with Files() as files:
-        numbers = _Numbers(files)
+        numbers = Numbers(files)
         groups = tuple(_group(draft, numbers) for draft in drafts)
     return OptimizerState(file.path, rank, os.stat(file.path).st_size, groups)
 
@@ -266,7 +260,7 @@ def _join(drafts: list[_Draft]) -> list[_Draft]:
     return list(joined.values())
 
 
-def _group(draft: _Draft, numbers: _Numbers) -> Group:
+def _group(draft: _Draft, numbers: Numbers) -> Group:
     settings = {name: _setting(value, numbers) for name, value in draft.hyperparameters.items()}
     names: dict[str, list[Any]] = {}
     having = set()
@@ -295,7 +289,7 @@ def _group(draft: _Draft, numbers: _Numbers) -> Group:
     )
 
 
-def _setting(value: Any, numbers: _Numbers) -> Any:
+def _setting(value: Any, numbers: Numbers) -> Any:
     """A hyperparameter as JSON can hold it; of a tensor that is no scalar, dtype and shape."""
     if isinstance(value, TensorInfo):
         number = numbers.of(value) if not value.shape else None
@@ -335,37 +329,6 @@ def _kind(settings: dict[str, Any], states: set[str]) -> str | None:
         if {"exp_avg", "exp_avg_sq"} <= states:
             return "Adam family"
     return None
-
-
-class _Numbers:
-    """Scalars of a file as numbers; the CRC32 of each record they lie in is checked once."""
-
-    def __init__(self, files: Files) -> None:
-        self.files = files
-        self.checked: set[tuple[str, int]] = set()
-
-    def of(self, value: Any) -> int | float | None:
-        """The value of a number or of a tensor with one element; None for anything else and what is not finite."""
-        if isinstance(value, TensorInfo):
-            value = self.read(value)
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
-            return None
-        return int(value) if value == int(value) else value
-
-    def read(self, tensor: TensorInfo) -> int | float | None:
-        if tensor.elements != 1 or readable(tensor):
-            return None
-        for storage in storages_of(self.files, tensor):
-            place = storage.file, storage.offset
-            if place not in self.checked:
-                check_storage(self.files, storage)
-                self.checked.add(place)
-        data = b"".join(blocks(self.files, tensor))
-        if tensor.dtype == "bfloat16":
-            return float(struct.unpack("<f", b"\0\0" + data)[0])
-        form = _NUMBERS.get(tensor.dtype)
-        number: int | float | None = struct.unpack(form, data)[0] if form else None
-        return number
 
 
 def _span(steps: Iterable[int | float]) -> Steps | None:

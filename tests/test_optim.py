@@ -472,7 +472,7 @@ def test_no_optimizer_is_an_answer(tmp_path: Path, call: Run) -> None:
     torch.save({"lost": torch.ones(2), "rest": torch.ones(2)}, folder / "optim_000010_rank0.pt")
     done = call("inspect", "optim", tmp_path, "--json")
     assert (done.code, done.out) == (2, "") and "2 tensors" in done.err and "'lost'" in done.err
-    loose = tmp_path / "loose.pt"
+    loose = tmp_path / "loose.dat"
     torch.save({"epoch": 3}, loose)
     done = call("inspect", "optim", loose)
     assert (done.code, done.out) == (2, "") and "it is 'epoch'" in done.err

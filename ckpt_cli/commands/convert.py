@@ -10,9 +10,9 @@ import typer
 from ckpt_cli import convert as conversion
 from ckpt_cli.checkpoint import Checkpoint, checkpoint_record
 from ckpt_cli.commands import options
+from ckpt_cli.contents import indexes_of, paths_of, read_files
 from ckpt_cli.errors import CkptError
 from ckpt_cli.selector import Query
-from ckpt_cli.tensors import read_tensors
 from ckpt_cli.ui import out, text
 from ckpt_cli.ui.out import Cell, Column
 from ckpt_cli.ui.progress import byte_bar
@@ -60,7 +60,9 @@ def convert(
 
 def _convert(query: Query, output: str | None, force: bool, dry_run: bool, chosen: out.Format) -> int:
     checkpoint, path = _subject(query)
-    file = read_tensors(path)
+    file = read_files([path])[0]
+    if output is None and checkpoint and path in (part.path for part in indexes_of(checkpoint)):
+        raise CkptError(f"the model of {checkpoint.ref} is in several files", "-o OUT says where to write it")
     for said in file.notes:
         out.warning(f"{path}: {said}")
     recipe = conversion.plan(file, _metadata(checkpoint, path))
@@ -108,12 +110,12 @@ def _subject(query: Query) -> tuple[Checkpoint | None, str]:
     checkpoint = None if query.file and not query.pool else options.look_for_one(query)
     if query.file and not query.file.endswith((".json", ".sha256", ".keep")):
         return checkpoint, query.file
-    models = checkpoint.having("model") if checkpoint else []
-    if checkpoint is None or not models:
-        raise CkptError(f"{checkpoint.ref if checkpoint else query.file} has no model file")
+    if checkpoint is None:
+        raise CkptError(f"{query.file} has no model file")
+    models = paths_of(None, checkpoint, "model")
     if len(models) > 1:
         raise CkptError(f"the model of {checkpoint.ref} is in {len(models)} files", "name one of them")
-    return checkpoint, models[0].path
+    return checkpoint, models[0]
 
 
 def _metadata(checkpoint: Checkpoint | None, path: str) -> dict[str, str]:

@@ -3,21 +3,53 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
+from contextlib import nullcontext
 from fnmatch import fnmatchcase
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 import typer
 
-from ckpt_cli.checkpoint import Checkpoint, TensorFile, TensorInfo
+from ckpt_cli.checkpoint import TensorFile
 from ckpt_cli.commands import options
+from ckpt_cli.contents import paths_of, read_files
 from ckpt_cli.errors import CkptError, NotFound
 from ckpt_cli.formats import Files
+from ckpt_cli.listing import (
+    Listed,
+    among_themselves,
+    figure_text,
+    file_texts,
+    listing,
+    record_of,
+    shape_text,
+    short_values,
+    storage_text,
+    totals_of,
+    value_text,
+)
 from ckpt_cli.selector import Query
-from ckpt_cli.tensors import check_storage, digest, read_tensors, readable, storages_of
-from ckpt_cli.ui import out, text
+from ckpt_cli.ui import out, text, tree
 from ckpt_cli.ui.out import Cell, Column
 
 app = options.new_app()
+
+# Values shown below the tensors, and characters of each: --values shows the rest.
+_FEW = 20
+_SHORT = 100
+# Reading less than this takes no time that a bar could tell about.
+_WORTH_A_BAR = 256 << 20
+_FIGURES = ("min", "max", "mean", "std", "nan", "inf", "zeros")
+_VALUES = [Column("NAME"), Column("VALUE")]
+
+
+class _Asked(NamedTuple):
+    pattern: str | None
+    sort: str
+    tree: bool
+    stats: bool
+    hashes: bool
+    values: bool
 
 
 @app.command(epilog=options.EPILOG)
@@ -30,95 +62,93 @@ def tensors(
     part: Annotated[str | None, typer.Option("--part", metavar="model|optimizer|PATH", help="Which files.")] = None,
     pattern: Annotated[str | None, typer.Option("--filter", metavar="GLOB", help="Only names that match.")] = None,
     sort: Annotated[str, typer.Option("--sort", metavar="KEY", help="file, name or bytes.")] = "file",
+    as_tree: Annotated[bool, typer.Option("--tree", help="Branches of dotted names, with what each holds.")] = False,
+    stats: Annotated[
+        bool, typer.Option("--stats", help="min, max, mean, std, NaN, infinities and zeros of each; reads all bytes.")
+    ] = False,
     hashes: Annotated[bool, typer.Option("--hash", help="sha256 of each tensor's bytes; reads all of them.")] = False,
+    values: Annotated[bool, typer.Option("--values", help="What is no tensor instead, by name, in full.")] = False,
     format: options.Format = None,
     as_json: options.Json = False,
     quiet: options.Quiet = False,
 ) -> int:
-    """List the tensors of a checkpoint or file: name, dtype, shape, bytes, sharing.
+    """List the tensors of a checkpoint or file: name, dtype, shape, bytes, sharing; then what is no tensor.
+
+    Tied tensors, and views that lie within another tensor, count once in the totals.
+
+    --tree draws branches that hold the same under different numbers as one: h.{0..11} is twelve layers, h.{0..10..2}
+    every other one, and the figures beside it are those of all of them. With --format plain every branch has a line
+    of its own: name, tensors, parameters, bytes. JSON is the flat list either way.
+
+    --stats: min, max, mean and std are those of the finite values; NaN and infinities are counted. std divides by
+    n - 1, as torch does. A bool counts as 0 or 1, a complex number by its magnitude, a quantized one as its integer.
 
     \b
     examples:
       ckpt inspect tensors d12
-      ckpt inspect tensors ./model.pt --filter '*.attn.*' --sort bytes
+      ckpt inspect tensors d12 --tree
+      ckpt inspect tensors ./model.pt --filter '*.attn.*' --sort bytes --stats
       ckpt inspect tensors d12 --part optimizer --hash --json
+      ckpt inspect tensors ./ckpt.pt --values --filter 'args.*'
     """
     chosen = out.pick_format(format, as_json, quiet)
     if sort not in ("file", "name", "bytes"):
         raise CkptError(f"{sort!a} is nothing to sort by: file, name or bytes")
-    empty = {"tensors": [], "totals": _totals([]), "files": [], "foreign_globals": [], "values": {}}
+    views = [name for name, given in (("--tree", as_tree), ("--values", values)) if given]
+    views += [name for name, given in (("--stats", stats), ("--hash", hashes)) if given] if views else []
+    if len(views) > 1:
+        raise CkptError(f"{' and '.join(views)} do not go together: each is a listing of its own")
+    empty = {"tensors": [], "totals": totals_of([]), "files": [], "foreign_globals": [], "values": {}}
     with out.answering("inspect tensors", chosen, empty):
         query = options.look(target, root, source, tag, step)
-        return _tensors(query, part, pattern, sort, hashes, chosen)
+        return _tensors(query, part, _Asked(pattern, sort, as_tree, stats, hashes, values), chosen)
 
 
-def _tensors(query: Query, part: str | None, pattern: str | None, sort: str, hashes: bool, chosen: out.Format) -> int:
-    files = [read_tensors(path) for path in _paths(query, options.look_for_subject(query), part)]
-    listed = [(file, tensor) for file in files for tensor in file.tensors if _wanted(tensor, pattern)]
-    if sort != "file":
-        listed.sort(key=lambda pair: pair[1].name if sort == "name" else -pair[1].bytes)
-    digests = _digests(listed) if hashes else {}
-    totals = _totals([tensor for _, tensor in listed])
+def _tensors(query: Query, part: str | None, asked: _Asked, chosen: out.Format) -> int:
+    files = read_files(paths_of(query.file, options.look_for_subject(query), part))
+    listed, totals = _listed(files, asked)
+    values = _values(files)
+    if asked.values or chosen == "table":
+        values = {name: value for name, value in values.items() if _wanted(name, asked.pattern)}
     foreign = [name for file in files for name in file.foreign_globals]
     for file in files:
         for said in file.notes:
             out.warning(f"{file.path}: {said}")
+    found = bool(values if asked.values else listed) or asked.pattern is None
     if chosen == "json":
         out.emit_json(
             "inspect tensors",
             {
-                "tensors": [_record(file, tensor, digests) for file, tensor in listed],
+                "tensors": [record_of(item, asked.hashes, asked.stats) for item in listed],
                 "totals": totals,
                 "files": [{"path": file.path, "container": file.container} for file in files],
                 "foreign_globals": [{"name": name.name, "runs_code": name.runs_code} for name in foreign],
-                "values": _values(files),
+                "values": values,
             },
         )
-        return 0 if listed or pattern is None else 1
-    if not listed and pattern is not None:
-        raise NotFound(f"no tensor's name matches {pattern!a}")
+        return 0 if found else 1
+    if not found:
+        what = "value" if asked.values else "tensor"
+        raise NotFound(f"no {what}'s name matches {asked.pattern!a}")
     if foreign:
         out.note(f"names of classes that were not loaded: {', '.join(name.name for name in foreign)}")
     if chosen == "name":
-        out.emit_lines(tensor.name for _, tensor in listed)
+        out.emit_lines(values if asked.values else (item.tensor.name for item in listed))
         return 0
-    columns = [Column("TENSOR"), Column("DTYPE"), Column("SHAPE"), Column("SIZE", right=True), Column("STORAGE")]
-    uses = _sharing(listed)
-    rows = [_row(tensor, uses) for _, tensor in listed]
-    if hashes:
-        columns.append(Column("SHA256"))
-        rows = [[*row, digests.get(id(tensor)) or "-"] for row, (_, tensor) in zip(rows, listed)]
-    out.emit_rows(chosen, columns, rows)
+    if asked.values:
+        rows = [[name, value_text(value)] for name, value in values.items()]
+        out.emit_rows(chosen, _VALUES, rows)
+        return 0
+    if asked.tree:
+        _emit_tree(files, listed, asked.sort, chosen)
+    elif listed or chosen == "plain":
+        _emit_list(files, listed, asked, chosen)
     if chosen == "table":
-        count = text.count(int(totals["tensors"]), "tensor")
+        count = text.count(totals["tensors"], "tensor")
         out.say(f"{count}, {totals['parameters']:,} parameters, {text.size(totals['bytes'])}")
-        values = sum(len(file.values) for file in files)
         if values:
-            out.say(f"{text.count(values, 'other value')}: --json shows them")
+            _emit_few(values)
     return 0
-
-
-def _paths(query: Query, checkpoint: Checkpoint | None, part: str | None) -> list[str]:
-    """The files to read: the one that was named, or those of a role."""
-    if part is None and query.file and not query.file.endswith((".json", ".sha256", ".keep")):
-        return [query.file]
-    if checkpoint is None:
-        return [query.file] if query.file else []
-    if part in (None, "model", "optimizer"):
-        role = part or "model"
-        paths = [p.path for p in checkpoint.parts if p.role == role]
-        if not paths:
-            raise CkptError(f"{checkpoint.ref} has no {role} file")
-        return paths
-    paths = [p.path for p in checkpoint.parts if part == os.path.basename(p.path) or _same(part, p.path)]
-    if not paths:
-        names = ", ".join(p.path.rsplit("/", 1)[-1] for p in checkpoint.parts)
-        raise CkptError(f"{checkpoint.ref} has no part {part!a}", f"its parts are {names}")
-    return paths
-
-
-def _same(one: str, other: str) -> bool:
-    return os.path.realpath(os.path.expanduser(one)) == os.path.realpath(other)
 
 
 def _values(files: list[TensorFile]) -> dict[str, Any]:
@@ -128,66 +158,98 @@ def _values(files: list[TensorFile]) -> dict[str, Any]:
     return {f"{os.path.basename(file.path)}:{name}": value for file in files for name, value in file.values.items()}
 
 
-def _wanted(tensor: TensorInfo, pattern: str | None) -> bool:
-    return pattern is None or fnmatchcase(tensor.name, pattern)
+def _wanted(name: str, pattern: str | None) -> bool:
+    return pattern is None or fnmatchcase(name, pattern)
 
 
-def _digests(listed: list[tuple[TensorFile, TensorInfo]]) -> dict[int, str | None]:
-    """sha256 by tensor; raises Damaged where a record that is read does not fit its CRC32."""
-    found: dict[int, str | None] = {}
-    with Files() as open_files:
-        checked: set[tuple[str, int]] = set()
-        for _, tensor in listed:
-            for storage in storages_of(open_files, tensor):
-                if (storage.file, storage.offset) not in checked:
-                    checked.add((storage.file, storage.offset))
-                    check_storage(open_files, storage)
-            found[id(tensor)] = None if readable(tensor) else digest(open_files, tensor)
-    return found
+def _listed(files: Sequence[TensorFile], asked: _Asked) -> tuple[list[Listed], dict[str, int]]:
+    """The tensors that are wanted, in the order that is wanted, with what was asked of each; and their totals."""
+    listed = [item for item in listing(files) if _wanted(item.tensor.name, asked.pattern)]
+    totals = totals_of(among_themselves(listed) if asked.pattern else listed)
+    if asked.sort != "file":
+        listed.sort(key=lambda item: item.tensor.name if asked.sort == "name" else -item.tensor.bytes)
+    if asked.stats or asked.hashes:
+        from ckpt_cli.stats import readings
+        from ckpt_cli.ui.progress import byte_bar
+
+        tensors = [item.tensor for item in listed]
+        amount = sum(tensor.bytes for tensor in tensors)
+        bar = byte_bar("reading", amount) if amount >= _WORTH_A_BAR else nullcontext()
+        with Files() as open_files, bar as advance:
+            told = readings(open_files, tensors, asked.hashes, asked.stats, advance)
+            listed = [item._replace(reading=reading) for item, reading in zip(listed, told)]
+    return listed, totals
 
 
-def _totals(listed: list[TensorInfo]) -> dict[str, int]:
-    """Tensors by name; parameters and bytes with tied tensors counted once."""
-    distinct: dict[Any, TensorInfo] = {}
-    for tensor in listed:
-        place = (tensor.storage.file, tensor.storage.name) if tensor.storage else id(tensor)
-        distinct.setdefault((place, tensor.offset, tensor.shape, tensor.stride), tensor)
-    return {
-        "tensors": len(listed),
-        "parameters": sum(tensor.elements for tensor in distinct.values()),
-        "bytes": sum(tensor.bytes for tensor in distinct.values()),
+def _emit_list(files: Sequence[TensorFile], listed: Sequence[Listed], asked: _Asked, chosen: out.Format) -> None:
+    """One row a tensor. In plain output columns are only ever added at the end; a table leaves out what it can."""
+    columns = {
+        "tensor": Column("TENSOR"),
+        "dtype": Column("DTYPE"),
+        "shape": Column("SHAPE"),
+        "bytes": Column("SIZE", right=True),
+        **{name: Column(name.upper(), right=True) for name in _FIGURES},
+        "sha256": Column("SHA256"),
+        "storage": Column("STORAGE"),
+        "file": Column("FILE"),
     }
+    order = ["tensor", "dtype", "shape", "bytes", "storage", *_FIGURES, "sha256", "file"]
+    if chosen == "table":
+        order = list(columns)
+    left_out = {"file"} if len(files) == 1 else set()
+    left_out |= set() if asked.hashes else {"sha256"}
+    if not asked.stats:
+        left_out |= set(_FIGURES)
+    elif chosen == "table":
+        left_out |= {"bytes", "storage"}
+    order = [name for name in order if name not in left_out]
+    texts = file_texts(files)
+    cells = (_cells(item, texts) for item in listed)
+    out.emit_rows(chosen, [columns[name] for name in order], [[row[name] for name in order] for row in cells])
 
 
-def _sharing(listed: list[tuple[TensorFile, TensorInfo]]) -> dict[tuple[str, str], int]:
-    uses: dict[tuple[str, str], int] = {}
-    for file, tensor in listed:
-        if tensor.storage:
-            uses[file.path, tensor.storage.name] = uses.get((file.path, tensor.storage.name), 0) + 1
-    return uses
-
-
-def _record(file: TensorFile, tensor: TensorInfo, digests: dict[int, str | None]) -> dict[str, Any]:
-    record: dict[str, Any] = {
-        "name": tensor.name,
+def _cells(item: Listed, texts: dict[str, str]) -> dict[str, str | Cell]:
+    tensor, reading = item.tensor, item.reading
+    cells: dict[str, str | Cell] = {
+        "tensor": tensor.name,
         "dtype": tensor.dtype,
-        "shape": list(tensor.shape),
-        "stride": list(tensor.stride),
-        "bytes": tensor.bytes,
-        "file": file.path,
-        "offset": tensor.file_offset,
-        "storage": tensor.storage and tensor.storage.name,
+        "shape": shape_text(tensor.shape),
+        "bytes": Cell(text.size(tensor.bytes), str(tensor.bytes)),
+        "storage": Cell(storage_text(item), tensor.storage.name if tensor.storage else tensor.form),
+        "file": Cell(texts[item.file.path], item.file.path),
     }
-    if tensor.form != "strided":
-        record["form"] = tensor.form
-    if digests:
-        record["sha256"] = digests.get(id(tensor))
-    return record
+    if reading:
+        cells["sha256"] = reading.sha256 or "-"
+        figures = reading.stats._asdict() if reading.stats else dict.fromkeys(_FIGURES)
+        for name, value in figures.items():
+            style = "red" if name in ("nan", "inf") and value else ""
+            cells[name] = Cell(figure_text(value), "-" if value is None else str(value), style)
+    return cells
 
 
-def _row(tensor: TensorInfo, uses: dict[tuple[str, str], int]) -> list[str | Cell]:
-    shape = "x".join(map(str, tensor.shape)) or "scalar"
-    storage = tensor.storage
-    place = storage.name if storage else tensor.form
-    shared = f"{place} (shared)" if storage and uses.get((storage.file, storage.name), 0) > 1 else place
-    return [tensor.name, tensor.dtype, shape, Cell(text.size(tensor.bytes), str(tensor.bytes)), Cell(shared, place)]
+def _emit_tree(files: Sequence[TensorFile], listed: Sequence[Listed], sort: str, chosen: out.Format) -> None:
+    """Branches of names; below the file's own where several have tensors of the same name, as optimizer shards do."""
+    several = len({item.tensor.name for item in listed}) < len(listed) and len(files) > 1
+    texts = file_texts(files)
+    leaves = []
+    for item in among_themselves(listed):
+        tensor, tied = item.tensor, item.sharing.tied_to
+        alone = not item.sharing.counted
+        shape = shape_text(tensor.shape) + (f" tied to {tied}" if tied is not None else "")
+        path = ([texts[item.file.path]] if several else []) + tensor.name.split(".", tree.DEPTH)
+        leaves.append(
+            tree.Leaf(path, tensor.dtype, shape, tensor.elements if alone else 0, tensor.bytes if alone else 0)
+        )
+    root = tree.grow(leaves, sort)
+    if chosen == "plain":
+        out.emit_rows(chosen, [], list(tree.flat_rows(root)))
+    else:
+        out.emit_rows(chosen, tree.COLUMNS, tree.drawn_rows(root))
+
+
+def _emit_few(values: dict[str, Any]) -> None:
+    rows, left = short_values(values, _FEW, _SHORT)
+    out.emit_lines([""])
+    out.emit_rows("table", _VALUES, rows)
+    if left:
+        out.say(f"and {left} more: --values shows them")

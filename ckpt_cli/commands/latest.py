@@ -87,7 +87,9 @@ def latest(
 def _field(checkpoint: Checkpoint, name: str) -> str:
     if name == "path":
         models = checkpoint.having("model")
-        return models[0].path if len(models) == 1 else checkpoint.dir
+        # Where an index says what the data files hold (not one of JSON), these are no use by themselves.
+        indexed = any(not part.path.endswith(".json") for part in checkpoint.having("index"))
+        return models[0].path if len(models) == 1 and not indexed else checkpoint.dir
     if name == "dir":
         return os.path.abspath(checkpoint.dir)
     value = getattr(checkpoint, name)

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from ckpt_cli.checkpoint import Checkpoint, Metric, Role, checkpoint_record, iso_time, pick_metric
+from ckpt_cli.checkpoint import Checkpoint, Metric, Role, checkpoint_record, in_order, iso_time, pick_metric
 from ckpt_cli.commands import options
 from ckpt_cli.errors import CkptError
 from ckpt_cli.metrics import parse_metric
@@ -123,7 +123,7 @@ def _nothing(place: Root, others: bool) -> CkptError:
 
 def _sorted(rows: list[tuple[Checkpoint, Metric | None]], key: str) -> list[tuple[Checkpoint, Metric | None]]:
     if key == "step":
-        return sorted(rows, key=lambda row: (row[0].step is not None, row[0].step or 0))
+        return sorted(rows, key=lambda row: in_order(row[0]))
     if key == "size":
         return sorted(rows, key=lambda row: row[0].bytes)
     if key == "age":
@@ -153,7 +153,7 @@ def _row(checkpoint: Checkpoint, metric: Metric | None, now: float) -> list[str 
 
 
 def _parts(checkpoint: Checkpoint) -> str:
-    """`model, meta, optim 7 of 8`, `3 model, index, no model-00004-of-00004.safetensors`: what there is, what is not."""
+    """`model, meta, optim 7 of 8`, `3 model, index, no model-00004-of-00004.pt`: what there is and what is not."""
     words = []
     for role in _ROLES:
         count = len(checkpoint.having(role))

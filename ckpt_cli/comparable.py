@@ -1,0 +1,149 @@
+"""What a checkpoint or file holds, freed of how it is written: metadata by dotted key, tensors by name.
+
+Left out, because it is only about the form: the `_orig_mod.` of torch.compile in names, and in the `__metadata__` of a
+safetensors file its `format`, torch's `DCP_*` and the keys `ckpt.*`. Of those, `ckpt.meta` and `ckpt.values` are the
+metadata that a conversion took along, and are unpacked; a tied tensor that was written once is found again under all
+its names.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from ckpt_cli.checkpoint import Checkpoint, TensorFile, TensorInfo
+from ckpt_cli.convert import unwrapped
+from ckpt_cli.formats.safetensors import DTYPES
+from ckpt_cli.metadata import read_metadata
+
+_OURS = "__metadata__.ckpt."
+# What the safetensors library, and torch's distributed checkpoints through it, say of the file itself.
+_FORM = ("format", "DCP_VERSION", "DCP_SHARDING_INFO")
+_ITEMSIZE = {dtype: max(1, bits // 8) for dtype, bits in DTYPES.values()}
+
+
+def metadata_of(checkpoint: Checkpoint | None, file: str | None, read: Sequence[TensorFile]) -> dict[str, Any]:
+    """All leaves by dotted key: of the checkpoint's meta and config files, and of what lies beside the tensors.
+
+    `file` is the one that was named, if one was: where it is no model (an optimizer shard), or brings metadata of
+    its own, the checkpoint's files do not speak for it. Raises Damaged for a meta file that is none.
+    """
+    leaves: dict[str, Any] = {}
+    role = next((p.role for p in checkpoint.parts if p.path == file), None) if checkpoint else None
+    own = any(_OURS + "meta" in one.values for one in read)
+    if checkpoint and not own and (file is None or role in ("model", "export", "index", "meta", "config")):
+        for part in checkpoint.having("meta", "config"):
+            _put_all(leaves, flat(read_metadata(checkpoint._replace(parts=(part,)), None)))
+    for one in read:
+        _put_all(leaves, _own_values(one))
+    return leaves
+
+
+def tensors_of(read: Sequence[TensorFile]) -> dict[str, TensorInfo]:
+    """The tensors of several files under one set of names, in their order, those that stand for others included."""
+    found: dict[str, TensorInfo] = {}
+    for one in read:
+        for tensor in (*one.tensors, *_tied(one)):
+            raw = tensor.name
+            names = (unwrapped(raw), raw, f"{os.path.basename(one.path)}:{raw}")
+            name = next((name for name in names if name not in found), None) or _unused(names[-1], found)
+            found[name] = tensor
+    return found
+
+
+def flat(value: Any, name: str = "") -> dict[str, Any]:
+    """The leaves of nested objects and lists by dotted key, list indexes among them; empty ones are leaves."""
+    leaves: dict[str, Any] = {}
+    pending: list[tuple[str, Any]] = [(name, value)]
+    while pending:
+        name, item = pending.pop()
+        members: Iterable[tuple[Any, Any]] = ()
+        if isinstance(item, dict):
+            members = item.items()
+        elif isinstance(item, list):
+            members = enumerate(item)
+        inner = [(f"{name}.{key}" if name else str(key), member) for key, member in members]
+        if inner:
+            pending.extend(reversed(inner))
+        else:
+            _put_all(leaves, {name or "<root>": item})
+    return leaves
+
+
+def alike(a: Any, b: Any) -> bool:
+    """Whether two JSON scalars are the same: numbers by value, NaN is NaN, and a boolean is no number."""
+    if isinstance(a, bool) is not isinstance(b, bool):
+        return False
+    return bool(a == b) or (isinstance(a, float) and isinstance(b, float) and math.isnan(a) and math.isnan(b))
+
+
+def _own_values(file: TensorFile) -> dict[str, Any]:
+    """What a file holds beside its tensors, without what only says how it is written."""
+    form = {f"__metadata__.{name}" for name in (*_FORM, *(tensor.name for tensor in _tied(file)))}
+    leaves: dict[str, Any] = {}
+    for name, value in file.values.items():
+        if name in (_OURS + "meta", _OURS + "values"):
+            try:
+                _put_all(leaves, flat(json.loads(value)))
+            except (ValueError, RecursionError):
+                leaves[name] = value
+        elif name not in form and not name.startswith(_OURS):
+            _put_all(leaves, flat(value, name))
+    return leaves
+
+
+def _put_all(leaves: dict[str, Any], more: Mapping[str, Any]) -> None:
+    """Adds leaves; one whose key is taken by another value gets a key of its own, so that it is not lost."""
+    for key, value in more.items():
+        leaves[key if key not in leaves or alike(leaves[key], value) else _unused(key, leaves)] = value
+
+
+def _unused(name: str, taken: Mapping[str, Any]) -> str:
+    number = 2
+    while f"{name}#{number}" in taken:
+        number += 1
+    return f"{name}#{number}"
+
+
+def _tied(file: TensorFile) -> list[TensorInfo]:
+    """Tensors of a safetensors file that only its `__metadata__` names, as views of those it holds.
+
+    `ckpt.aliases` is what our conversion writes; safetensors' own save_model writes NAME: NAME OF THE SAME. What
+    does not fit the file is passed over.
+    """
+    here = {tensor.name: tensor for tensor in file.tensors if tensor.storage and tensor.form == "strided"}
+    try:
+        aliases = json.loads(file.values.get(_OURS + "aliases", "{}"))
+    except (ValueError, RecursionError):
+        aliases = {}
+    found = []
+    for name, alias in aliases.items() if isinstance(aliases, dict) else ():
+        if name not in here and isinstance(alias, dict):
+            view = _view(name, alias, here.get(str(alias.get("of"))))
+            found += [view] if view else []
+    for key, of in file.values.items():
+        name = key.removeprefix("__metadata__.")
+        if name != key and name != "format" and name not in here and isinstance(of, str) and of in here:
+            found.append(here[of]._replace(name=name))
+    return found
+
+
+def _view(name: str, alias: Mapping[str, Any], host: TensorInfo | None) -> TensorInfo | None:
+    dtype, shape, stride, at = (alias.get(key) for key in ("dtype", "shape", "stride", "offset"))
+    if host is None or not (isinstance(dtype, str) and isinstance(shape, list) and isinstance(stride, list)):
+        return None
+    if (
+        dtype not in _ITEMSIZE
+        or len(shape) != len(stride)
+        or not all(type(n) is int and n >= 0 for n in (*shape, *stride, at))
+    ):
+        return None
+    assert isinstance(at, int)
+    size = _ITEMSIZE[dtype]
+    reach = at + 1 + sum((n - 1) * step for n, step in zip(shape, stride))
+    if math.prod(shape) and reach * size > host.bytes:
+        return None
+    return TensorInfo(name, dtype, tuple(shape), tuple(stride), at, size, host.storage)
