@@ -188,10 +188,10 @@ def test_not_finite_is_null(tree: Path, call: Run) -> None:
 
 
 def test_meta_of_a_file_without_one(tmp_path: Path, call: Run) -> None:
-    """What the file itself holds: a plain .pt that no layout claims."""
+    """What the file itself holds: a plain .pt, which is a checkpoint of its own."""
     torch.save({"step": 7, "config": {"n_layer": 2, "lr": 0.1}, "model": {"w": torch.ones(2)}}, tmp_path / "state.pt")
     body = call("inspect", "meta", tmp_path / "state.pt", "--json").json
-    assert body["checkpoint"] is None and body["meta"] == {"step": 7, "config": {"n_layer": 2, "lr": 0.1}}
+    assert body["checkpoint"]["layout"] == "loose" and body["meta"] == {"step": 7, "config": {"n_layer": 2, "lr": 0.1}}
 
 
 def test_inspect_tensors(demo_tree: Path, call: Run) -> None:
@@ -243,7 +243,7 @@ def test_inspect_tensors_options(demo_tree: Path, call: Run) -> None:
 def test_damage_is_one_and_hostile_is_two(demo_tree: Path, tmp_path: Path, call: Run) -> None:
     damaged = call("inspect", "tensors", "base/d4/50", "--root", demo_tree, "--hash", "--json")
     assert damaged.code == 1 and damaged.json["tensors"] == []
-    assert damaged.json["problems"][0]["code"] == "damaged" and "CRC32" in damaged.err
+    assert damaged.json["problems"][0]["code"] == "crc-mismatch" and "CRC32" in damaged.err
     whole = (demo_tree / "base_checkpoints/d4/model_000150.pt").read_bytes()
     for size in (0, 3, 1000, len(whole) - 1):
         (tmp_path / "cut.pt").write_bytes(whole[:size])

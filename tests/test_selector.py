@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -28,11 +29,11 @@ def root(tmp_path: Path) -> Path:
     return base
 
 
-def one(root: Path, target: str | None = None, **options: str) -> str:
+def one(root: Path, target: str | None = None, **options: Any) -> str:
     return choose_one(resolve(target, str(root), environ={}, cwd=str(root), **options))[0].ref
 
 
-def many(root: Path, target: str | None = None, **options: str) -> list[str]:
+def many(root: Path, target: str | None = None, **options: Any) -> list[str]:
     return [c.ref for c in choose(resolve(target, str(root), environ={}, cwd=str(root), **options))]
 
 
