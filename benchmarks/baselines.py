@@ -7,6 +7,7 @@ baselines.py list DIR              what `ckpt list` shows, by glob and torch.loa
 baselines.py tensors FILE          what `ckpt inspect tensors` shows, by torch.load
 baselines.py convert FILE OUT      torch.load and safetensors.torch.save_file
 baselines.py convert-mmap FILE OUT the same with mmap=True
+baselines.py cast FILE OUT         load_file, .to(bfloat16) of every tensor, save_file
 baselines.py import                `import torch` alone
 """
 
@@ -94,6 +95,12 @@ def convert(path: str, output: str, mmap: bool) -> None:
     save_file(torch.load(path, map_location="cpu", weights_only=True, mmap=mmap), output, {"format": "pt"})
 
 
+def cast(path: str, output: str) -> None:
+    from safetensors.torch import load_file, save_file
+
+    save_file({name: tensor.to(torch.bfloat16) for name, tensor in load_file(path).items()}, output, {"format": "pt"})
+
+
 def main(what: str, *arguments: str) -> None:
     if what == "big":
         big(arguments[0], "--quick" in arguments)
@@ -106,6 +113,8 @@ def main(what: str, *arguments: str) -> None:
         list_with_torch(arguments[0])
     elif what == "tensors":
         tensors(arguments[0])
+    elif what == "cast":
+        cast(arguments[0], arguments[1])
     elif what in ("convert", "convert-mmap"):
         convert(arguments[0], arguments[1], mmap=what == "convert-mmap")
     elif what != "import":

@@ -25,6 +25,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import NamedTuple
 
+from mixed import STEPS, write_mixed
+
 HERE = Path(__file__).resolve().parent
 BASELINES = [sys.executable, str(HERE / "baselines.py")]
 BARE_TYPER = """\
@@ -188,6 +190,24 @@ def lists(data: Path, ckpt: list[str], rounds: int, runs: int) -> list[tuple[str
     ]
 
 
+def scale(data: Path, ckpt: list[str], rounds: int, runs: int) -> list[tuple[str, float, float, str]]:
+    """`list` on checkpoints of six layouts, and on a tenth as many."""
+    contestants = []
+    for count in (runs, runs // 10):
+        tree = data / f"mixed-{count}"
+        write_mixed(tree, count)
+        listing = [*ckpt, "list", "--json", "--root", str(tree)]
+        contestants.append(Contestant(f"ckpt list --json, {count * len(STEPS):,} checkpoints", listing))
+    many, few = alternate(contestants, rounds)
+    what = f"{runs * len(STEPS):,} checkpoints of six layouts"
+    show(f"list, {what}", [many, few])
+    return [
+        (f"list on {what}", many.best, 2, "s"),
+        (f"list on {what}, peak memory", many.peak / 1e6, 150, "MB"),
+        ("the same, in times of a tenth as many", many.best / few.best, 10, "x"),
+    ]
+
+
 def large_file(data: Path, ckpt: list[str], rounds: int, quick: bool) -> list[tuple[str, float, float, str]]:
     model, out = data / "big" / "model.pt", data / "out"
     out.mkdir()
@@ -213,12 +233,33 @@ def large_file(data: Path, ckpt: list[str], rounds: int, quick: bool) -> list[tu
         Contestant("the same with mmap=True (no fsync)", [*BASELINES, "convert-mmap", str(model), str(mapped)], mapped),
     ]
     converted, copied = alternate(pair, rounds)
-    show(f"convert, the same file of {size}", [converted, copied, *alternate(torch, max(3, rounds // 2))])
+    simply = alternate(torch, max(3, rounds // 2))
+    show(f"convert, the same file of {size}", [converted, copied, *simply])
+    wide, half, script = data / "big" / "wide.safetensors", out / "half.safetensors", out / "script.safetensors"
+    run_once([*ckpt, "convert", str(model), "--dtype", "fp32", "-o", str(wide)])
+    narrow = [*ckpt, "convert", str(wide), "--dtype", "bf16", "-o", str(half)]
+    cast, plainly = alternate(
+        [
+            Contestant("ckpt convert --dtype bf16 (fsync, read back)", narrow, half),
+            Contestant("load_file, .to(bfloat16), save_file", [*BASELINES, "cast", str(wide), str(script)], script),
+        ],
+        max(3, rounds // 2),
+    )
+    show(f"convert, {wide.stat().st_size / 1e9:.2f} GB of float32 to bfloat16", [cast, plainly])
+    back = out / "back.pt"
+    (written,) = alternate(
+        [Contestant("ckpt convert --to pt", [*ckpt, "convert", str(wide), "--to", "pt", "-o", str(back)], back)], 3
+    )
+    show(f"convert, {wide.stat().st_size / 1e9:.2f} GB of safetensors to a torch file", [written])
+    wide.unlink()
     return [
         (f"inspect tensors, {size}", look.best, 0.25, "s"),
         (f"inspect tensors, {size}, peak memory", look.peak / 1e6, 40, "MB"),
-        (f"convert, {size}, in times of cp and sync", converted.best / copied.best, 1.5, "x"),
+        (f"convert, {size}, in times of cp and sync", converted.best / copied.best, 1.3, "x"),
+        (f"convert, {size}, in times of torch.load, save_file", converted.best / simply[0].best, 0.2, "x"),
         (f"convert, {size}, peak memory", converted.peak / 1e6, 64, "MB"),
+        ("convert to bfloat16, in times of the torch script", cast.best / plainly.best, 0.5, "x"),
+        ("convert to bfloat16, peak memory", cast.peak / 1e6, 128, "MB"),
     ]
 
 
@@ -270,6 +311,7 @@ def main() -> None:
     data = Path(tempfile.mkdtemp(prefix="bench-", dir=options.data))
     try:
         goals = lists(data, ckpt, rounds, 5 if options.quick else 50)
+        goals += scale(data, ckpt, rounds, 50 if options.quick else 500)
         goals += large_file(data, ckpt, rounds, options.quick)
         goals += whole_files(data, ckpt, rounds)
     finally:

@@ -9,11 +9,11 @@ import errno
 import fcntl
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 
 from ckpt_cli.errors import CkptError, Refused
-from ckpt_cli.interrupts import interruptible
+from ckpt_cli.interrupts import interruptible, uninterruptible
 
 _LOCK_ATTEMPTS = 10
 NO_SPACE = frozenset({errno.ENOSPC, errno.EDQUOT})
@@ -32,6 +32,105 @@ def fsync_directory(path: str) -> None:
 
 
 @contextmanager
+def staged_all(targets: Sequence[str], replace: bool) -> Iterator[list[int]]:
+    """As `staged`, for several files: all take their names, in this order, when the block is left whole, or none.
+
+    What stood under a name is put back where a later rename fails.
+    """
+    folders = list(dict.fromkeys(os.path.dirname(target) or "." for target in targets))
+    made: list[str] = []
+    with interruptible():
+        try:
+            for folder in folders:
+                _make_directories(folder, made)
+            yield from _staged_all(targets, replace)
+        except BaseException:
+            for folder in reversed(made):
+                with suppress(OSError):
+                    os.rmdir(folder)
+            raise
+    for folder in dict.fromkeys([*folders, *(os.path.dirname(folder) or "." for folder in made)]):
+        fsync_directory(folder)
+
+
+def _make_directories(folder: str, made: list[str]) -> None:
+    if os.path.isdir(folder):
+        return
+    _make_directories(os.path.dirname(folder) or ".", made)
+    try:
+        os.mkdir(folder)
+    except OSError as error:
+        raise CkptError(f"{folder} cannot be made: {error.strerror}", path=folder) from error
+    made.append(folder)
+
+
+def _staged_all(targets: Sequence[str], replace: bool) -> Iterator[list[int]]:
+    descriptors: list[int] = []
+    temporary: list[str] = []
+    try:
+        try:
+            for target in targets:
+                path, descriptor = _temporary(os.path.dirname(target) or ".")
+                temporary.append(path)
+                descriptors.append(descriptor)
+            yield descriptors
+        except OSError as error:
+            what = targets[0] if len(targets) == 1 else os.path.dirname(targets[0]) or "."
+            raise CkptError(f"{what} cannot be written: {error.strerror}", path=what) from error
+        finally:
+            for descriptor in descriptors:
+                os.close(descriptor)
+        with uninterruptible():
+            _take_names(temporary, targets, replace)
+    except BaseException:
+        for path in temporary:
+            _discard(path)
+        raise
+
+
+def _take_names(temporary: Sequence[str], targets: Sequence[str], replace: bool) -> None:
+    """Gives each file its name. What was under one is kept under another until all have theirs."""
+    taken: list[tuple[str, str | None]] = []
+    try:
+        for path, target in zip(temporary, targets):
+            kept = _keep(target) if replace and len(targets) > 1 else None
+            try:
+                if replace:
+                    os.replace(path, target)
+                else:
+                    rename_new(path, target)
+            except BaseException:
+                if kept:
+                    _discard(kept)
+                raise
+            taken.append((target, kept))
+    except BaseException as failure:
+        for target, kept in reversed(taken):
+            if kept:
+                os.replace(kept, target)
+            else:
+                _discard(target)
+        if isinstance(failure, FileExistsError):
+            raise Refused(f"{target} is there already", "--force replaces it") from failure
+        if isinstance(failure, OSError):
+            raise CkptError(f"{target} cannot be written: {failure.strerror}", path=target) from failure
+        raise
+    for _, kept in taken:
+        if kept:
+            _discard(kept)
+
+
+def _keep(target: str) -> str | None:
+    """A second name beside it for what stands under a name; None where nothing does."""
+    name = _name_beside(os.path.dirname(target) or ".")
+    try:
+        os.link(target, name, follow_symlinks=False)
+    except FileNotFoundError:
+        return None
+    return name
+
+
+@contextmanager
 def staged(target: str, replace: bool) -> Iterator[int]:
     """A descriptor of a temporary file beside `target`, which takes the target's name when the block is left whole.
 
@@ -39,36 +138,22 @@ def staged(target: str, replace: bool) -> Iterator[int]:
     included, the temporary file goes and the target is as it was. Raises Refused when the target is there and
     `replace` is not set, also when it appeared meanwhile.
     """
-    folder = os.path.dirname(target) or "."
-    with interruptible():
-        yield from _staged(folder, target, replace)
-    fsync_directory(folder)
+    with staged_all([target], replace) as descriptors:
+        yield descriptors[0]
 
 
-def _staged(folder: str, target: str, replace: bool) -> Iterator[int]:
-    # Not made of the target's name, which may be as long as a name can be.
-    temporary = os.path.join(folder, f".ckpt-{os.getpid()}-{time.monotonic_ns():x}.tmp")
+def _temporary(folder: str) -> tuple[str, int]:
+    """A new file in the folder: its path, and a descriptor to write and read it."""
+    path = _name_beside(folder)
     try:
-        descriptor = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_CLOEXEC", 0), 0o666)
+        return path, os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_CLOEXEC", 0), 0o666)
     except OSError as error:
         raise CkptError(f"{folder} cannot be written to: {error.strerror}", path=folder) from error
-    try:
-        try:
-            yield descriptor
-        except OSError as error:
-            raise CkptError(f"{target} cannot be written: {error.strerror}", path=target) from error
-        finally:
-            os.close(descriptor)
-        if replace:
-            os.replace(temporary, target)
-        else:
-            rename_new(temporary, target)
-    except FileExistsError as error:
-        _discard(temporary)
-        raise Refused(f"{target} is there already", "--force replaces it") from error
-    except BaseException:
-        _discard(temporary)
-        raise
+
+
+def _name_beside(folder: str) -> str:
+    # Not made of the target's name, which may be as long as a name can be.
+    return os.path.join(folder, f".ckpt-{os.getpid()}-{time.monotonic_ns():x}.tmp")
 
 
 def _discard(path: str) -> None:

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from types import MappingProxyType
 from typing import Any, Literal, NamedTuple
 
 Role = Literal[
@@ -141,6 +142,7 @@ class TensorInfo(NamedTuple):
     - archived: `storage` is a whole file of its own that holds this tensor (a slice of a `.distcp` file).
     - sparse_coo, sparse_csr, ..., nested, subclass: `pieces` are the tensors it is made of, by name. A nested one,
       whose rows differ in length, has the shape of its values.
+    - zeros: of nothing but zeros, which lie nowhere.
     - meta: a shape without data. Any other form names what keeps it from being read.
     """
 
@@ -182,7 +184,13 @@ class ForeignGlobal(NamedTuple):
 
 
 class TensorFile(NamedTuple):
-    """What a file of tensors holds. `values` is everything that is no tensor, by dotted name."""
+    """What a file of tensors holds. `values` is everything that is no tensor, by dotted name.
+
+    `kinds` says, where the format nests its contents, which names are containers and what the names do not tell:
+    `dict`, `ints` (a dict whose keys are all integers), `list`, `tuple`, `module` (its members are named as if they
+    lay in what holds it), `object` for a container that is none of these; `same` for a value that is a reference to
+    another name, `text` for one that only stands for what it shows. The top has the name "".
+    """
 
     path: str
     container: str
@@ -191,6 +199,7 @@ class TensorFile(NamedTuple):
     foreign_globals: tuple[ForeignGlobal, ...] = ()
     storages: tuple[Storage, ...] = ()
     notes: tuple[str, ...] = ()
+    kinds: Mapping[str, str] = MappingProxyType({})
 
 
 def pick_metric(checkpoint: Checkpoint, wanted: str | None = None, goal: Goal | None = None) -> Metric | None:
@@ -254,6 +263,7 @@ def in_order(checkpoint: Checkpoint) -> tuple[bool, bool, int]:
 
 def newest(checkpoints: Iterable[Checkpoint]) -> Checkpoint | None:
     """The one with the highest step, or epoch where none is counted in steps; one without a number only where none
-    has one. Never by time where there are numbers: copying changes it.
+    has one. Never by time where there are numbers: copying changes it. A file that is no model but lies beside one (a
+    loose `optimizer.pt`) is not newer than that.
     """
-    return max(checkpoints, key=lambda c: (*in_order(c), c.modified), default=None)
+    return max(checkpoints, key=lambda c: (*in_order(c), bool(c.having("model", "adapter")), c.modified), default=None)

@@ -12,13 +12,17 @@ import json
 import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import chain, count
 from typing import Any
 
 from ckpt_cli.checkpoint import Checkpoint, TensorFile, TensorInfo
-from ckpt_cli.convert import unwrapped
 from ckpt_cli.formats.safetensors import DTYPES
 from ckpt_cli.metadata import read_metadata
+from ckpt_cli.origin import unwrapped
+from ckpt_cli.shapes import MAX_BYTES, are_sizes
 
+# Names alike that are told apart by the next number.
+_MANY = 100
 _OURS = "__metadata__.ckpt."
 # What the safetensors library, and torch's distributed checkpoints through it, say of the file itself.
 _FORM = ("format", "DCP_VERSION", "DCP_SHARDING_INFO")
@@ -102,10 +106,9 @@ def _put_all(leaves: dict[str, Any], more: Mapping[str, Any]) -> None:
 
 
 def _unused(name: str, taken: Mapping[str, Any]) -> str:
-    number = 2
-    while f"{name}#{number}" in taken:
-        number += 1
-    return f"{name}#{number}"
+    # From 2 on; of very many alike, from a number that none of them can have yet.
+    numbers = chain(range(2, _MANY), count(_MANY + len(taken)))
+    return next(new for number in numbers if (new := f"{name}#{number}") not in taken)
 
 
 def _tied(file: TensorFile) -> list[TensorInfo]:
@@ -135,13 +138,10 @@ def _view(name: str, alias: Mapping[str, Any], host: TensorInfo | None) -> Tenso
     dtype, shape, stride, at = (alias.get(key) for key in ("dtype", "shape", "stride", "offset"))
     if host is None or not (isinstance(dtype, str) and isinstance(shape, list) and isinstance(stride, list)):
         return None
-    if (
-        dtype not in _ITEMSIZE
-        or len(shape) != len(stride)
-        or not all(type(n) is int and n >= 0 for n in (*shape, *stride, at))
-    ):
+    if dtype not in _ITEMSIZE or len(shape) != len(stride) or type(at) is not int or at < 0:
         return None
-    assert isinstance(at, int)
+    if not are_sizes(shape) or not are_sizes(stride) or math.prod(shape) > MAX_BYTES:
+        return None
     size = _ITEMSIZE[dtype]
     reach = at + 1 + sum((n - 1) * step for n, step in zip(shape, stride))
     if math.prod(shape) and reach * size > host.bytes:

@@ -1,64 +1,74 @@
-"""A file of tensors -> a safetensors file, as a stream: a header, then the tensors' bytes.
+"""Checkpoint -> what a conversion writes: names, ties, casts and places, planned before a byte of a tensor is read.
 
-Nothing is held but one block. The CRC32 of every record of the source is checked on the way, and every range
-written is read back and compared. What safetensors cannot express is refused by name. Tied and aliased tensors
-are written once; `__metadata__` says how to have them back.
-
-The bytes go through a small buffer, not through copy_file_range: where source and target ranges lie differently
-within their pages, as they always do here, the kernel's own copy takes longer than read and write together.
+What a target cannot express is refused by name. Tied and aliased tensors are written once; the output says how to
+have them back, as views of one storage or in its `__metadata__`.
 """
 
 from __future__ import annotations
 
+import hashlib
+import itertools
 import json
 import os
 import re
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
 
-from ckpt_cli.atomic import staged
-from ckpt_cli.checkpoint import TensorFile, TensorInfo
-from ckpt_cli.errors import CkptError, Refused
-from ckpt_cli.formats import Files, FileSource
-from ckpt_cli.formats import safetensors as target_format
+from ckpt_cli import casts, places, safetensors_writer, torch_writer
+from ckpt_cli.checkpoint import Checkpoint, TensorFile, TensorInfo
+from ckpt_cli.contents import paths_of, read_files
+from ckpt_cli.errors import CkptError
+from ckpt_cli.formats._dtypes import ITEMSIZE
+from ckpt_cli.hub import hub_files
+from ckpt_cli.items import Item, Mapped
 from ckpt_cli.layouts import read_json
-from ckpt_cli.tensors import blocks, check_storage, crc32, range_crc32, read_tensors, readable, storages_of
-from ckpt_cli.ties import Alias, untie
-from ckpt_cli.views import is_contiguous
+from ckpt_cli.nesting import lossy
+from ckpt_cli.origin import Origin, gather, told_kinds
+from ckpt_cli.tensors import read_tensors, readable
+from ckpt_cli.ties import Alias
+from ckpt_cli.writing import Output, item_bytes, write
 
-Advance = Callable[[int], None]
-# How much is written before the disk is set to work on it.
-_FLUSH = 16 << 20
-# torch.compile wraps the module, and every name under it gets this piece, once for each time.
-_WRAPPER = re.compile(r"(?:^|(?<=\.))(?:_orig_mod\.)+")
-_CODES = {dtype: code for code, (dtype, _) in target_format.DTYPES.items()}
-
-
-@dataclass(frozen=True)
-class Entry:
-    """A tensor under its new name, and where its bytes go, counted from the end of the header."""
-
-    name: str
-    tensor: TensorInfo
-    start: int
+TARGETS = ("safetensors", "pt", "hf", "torchtune", "meta")
+# Those in which weights have other names.
+_NAMINGS = ("hf", "torchtune", "meta")
+_FILE_MODEL = re.compile(r"model_([0-9]+)")
+_Refusal = Callable[[str, TensorInfo, str], "str | None"]
 
 
-@dataclass(frozen=True)
-class Recipe:
-    """What will be written: entries in the order of their bytes, the header, and what becomes of other names."""
+class Request(NamedTuple):
+    """What is asked for: target, dtype of floating-point numbers, bytes a shard at most, part, configuration file."""
 
-    source: TensorFile
-    entries: tuple[Entry, ...]
-    aliases: tuple[Alias, ...]
-    renamed: tuple[tuple[str, str], ...]
-    header: bytes
-    notes: tuple[str, ...]
+    to: str = "safetensors"
+    dtype: str | None = None
+    most: int | None = None
+    part: str | None = None
+    config: str | None = None
+
+
+class Recipe(NamedTuple):
+    """What will be written, and what becomes of the source's names. `notes` is what should be said."""
+
+    outputs: tuple[Output, ...]
+    items: tuple[Item, ...]
+    aliases: tuple[Alias, ...] = ()
+    renamed: tuple[tuple[str, str], ...] = ()
+    dropped: tuple[tuple[str, str], ...] = ()
+    tied: tuple[tuple[str, str], ...] = ()
+    notes: tuple[str, ...] = ()
 
     @property
     def bytes(self) -> int:
-        """Of the whole output."""
-        return len(self.header) + sum(entry.tensor.bytes for entry in self.entries)
+        return sum(output.bytes for output in self.outputs)
+
+    @property
+    def work(self) -> int:
+        """Bytes that `write` tells of: what is copied, written and read back."""
+        return 2 * sum(item_bytes(item) for output in self.outputs for item in output.items)
+
+    @property
+    def cast(self) -> list[tuple[str, str]]:
+        """The pairs of dtypes, from and to, in the order in which they are met."""
+        return list(dict.fromkeys((i.tensor.dtype, i.dtype) for i in self.items if i.dtype != i.tensor.dtype))
 
 
 def convert(source: str, target: str, metadata: dict[str, str] | None = None, replace: bool = False) -> Recipe:
@@ -67,208 +77,237 @@ def convert(source: str, target: str, metadata: dict[str, str] | None = None, re
     Raises CkptError for what safetensors cannot express, Damaged when the source's bytes are not as written,
     Refused when the target is there and `replace` is not set. Then nothing lies under the target's name.
     """
-    recipe = plan(read_tensors(source), metadata or {})
-    write(recipe, target, replace, lambda count: None)
+    recipe = plan([read_tensors(source)], target, metadata=metadata)
+    write(recipe.outputs, replace, lambda count: None)
     return recipe
 
 
-def plan(file: TensorFile, metadata: dict[str, str]) -> Recipe:
-    """Names, ties and places. `metadata` goes into the header besides what the file itself holds."""
-    if not file.tensors:
-        raise CkptError(f"{file.path} holds no tensors")
-    named = _renamed(file)
-    for name, tensor in named:
-        _refuse_inexpressible(file, name, tensor)
-    kept, aliases, notes = untie(named)
-    # Wide elements first, so that every tensor lies aligned; within a width in the order of the file.
-    order = sorted(kept, key=lambda item: -item[1].itemsize)
-    entries, at = [], 0
-    for name, tensor in order:
-        entries.append(Entry(name, tensor, at))
-        at += tensor.bytes
-    header = _header(file, named, entries, aliases, metadata)
-    renamed = tuple((t.name, name) for name, t in named if t.name != name)
-    return Recipe(file, tuple(entries), tuple(aliases), renamed, header, tuple(notes))
+def prepare(
+    file: str | None, checkpoint: Checkpoint | None, request: Request, output: str | None, below: str | None = None
+) -> Recipe:
+    """The plan for a checkpoint or a file; `output` is what -o says, `below` the directory in which a checkpoint of
+    several gets a name of its own. Only headers are read.
 
-
-def write(recipe: Recipe, target: str, replace: bool, advance: Advance) -> None:
-    """Writes, syncs and proves the output before it takes the target's name. `advance` is told bytes of
-    tensors done, each twice: once written, once read back."""
-    if not replace and os.path.lexists(target):
-        raise Refused(f"{target} is there already", "--force replaces it")
-    with Files() as files, staged(target, replace) as out:
-        os.ftruncate(out, recipe.bytes)
-        _write_at(out, memoryview(recipe.header), 0)
-        digests = _write_tensors(files, recipe, out, advance)
-        _check_source(files, recipe, digests)
-        os.fsync(out)
-        _read_back(recipe, out, digests, advance)
-
-
-def unwrapped(name: str) -> str:
-    """A tensor's name without what torch.compile put into it."""
-    return _WRAPPER.sub("", name)
-
-
-def _renamed(file: TensorFile) -> list[tuple[str, TensorInfo]]:
-    named: dict[str, TensorInfo] = {}
-    for tensor in file.tensors:
-        name = unwrapped(tensor.name)
-        if name in named:
-            raise CkptError(f"{file.path}: two of its tensors would be called {name!a}")
-        named[name] = tensor
-    return list(named.items())
-
-
-def _refuse_inexpressible(file: TensorFile, name: str, tensor: TensorInfo) -> None:
-    reason = readable(tensor)
-    if tensor.form == "quantized":
-        reason = "it is quantized"
-    if not reason and tensor.dtype not in _CODES:
-        reason = f"safetensors has no {tensor.dtype}"
-    if not reason and tensor.dtype == "float4_e2m1fn_x2" and not tensor.shape:
-        reason = "safetensors has no pair of halves without a dimension"
-    if not reason and (name == "__metadata__" or (not name.isprintable() and _lone_surrogate(name))):
-        reason = "safetensors cannot hold its name"
-    if reason:
-        raise CkptError(f"{file.path}: tensor {name!a} cannot be converted: {reason}")
-
-
-def _lone_surrogate(name: str) -> bool:
-    return any(0xD800 <= ord(character) < 0xE000 for character in name)
-
-
-def _header(
-    file: TensorFile,
-    named: Sequence[tuple[str, TensorInfo]],
-    entries: Sequence[Entry],
-    aliases: Sequence[Alias],
-    metadata: dict[str, str],
-) -> bytes:
-    """Length and JSON of the header, padded to 8 bytes; names in the order of the source."""
-    # What a safetensors file says of itself stays what it says of itself.
-    own = file.container == target_format.NAME
-    kept = {name.removeprefix("__metadata__."): value for name, value in file.values.items()} if own else {}
-    # A path that is no UTF-8 has lone surrogates, which a header cannot hold.
-    given = {name: value.encode("utf-8", "backslashreplace").decode() for name, value in metadata.items()}
-    notes = {"format": "pt", **kept, **given}
-    if file.values and not own:
-        notes["ckpt.values"] = json.dumps(file.values)
-    if aliases:
-        notes["ckpt.aliases"] = json.dumps(
-            {
-                a.name: {"of": a.of, "dtype": a.tensor.dtype, "shape": a.tensor.shape, "stride": a.tensor.stride,
-                         "offset": a.offset}
-                for a in aliases
-            }
-        )  # fmt: skip
-    header: dict[str, Any] = {"__metadata__": notes}
-    placed = {entry.name: entry for entry in entries}
-    for name, tensor in named:
-        if name in placed:
-            shape = list(tensor.shape)
-            if tensor.dtype == "float4_e2m1fn_x2" and shape:
-                shape[-1] *= 2  # the header counts halves
-            start = placed[name].start
-            header[name] = {
-                "dtype": _CODES[tensor.dtype],
-                "shape": shape,
-                "data_offsets": [start, start + tensor.bytes],
-            }
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
-    if len(text) > target_format.MAX_HEADER:
-        raise CkptError(f"{file.path}: its names and metadata are too large for a safetensors header")
-    return len(text).to_bytes(8, "little") + text
-
-
-def _write_tensors(files: Files, recipe: Recipe, out: int, advance: Advance) -> list[int]:
-    """Writes every tensor; returns the CRC32 of the bytes of each, as they were read."""
-    at = flushed = len(recipe.header)
-    digests = []
-    for entry in recipe.entries:
-        digest = 0
-        for block in blocks(files, entry.tensor):
-            digest = crc32(block, digest)
-            _write_at(out, block, at)
-            at += len(block)
-            advance(len(block))
-            if at - flushed >= _FLUSH:
-                _start_writing(out, flushed, at - flushed)
-                flushed = at
-        digests.append(digest)
-    return digests
-
-
-def _start_writing(out: int, start: int, length: int) -> None:
-    """Has the kernel begin to write a finished range to the disk, so that the fsync at the end has little left.
-
-    That is what Linux makes of this advice for pages that are not yet written; they stay in memory meanwhile.
+    Raises CkptError for what cannot be read or expressed, or has no place to go.
     """
-    if hasattr(os, "posix_fadvise"):
-        os.posix_fadvise(out, start, length, os.POSIX_FADV_DONTNEED)
+    paths = paths_of(file, checkpoint, request.part)
+    shards = request.most is not None
+    # Each rank's file names its states as every other's does.
+    groups = [[path] for path in paths] if request.part == "optimizer" and request.to not in _NAMINGS else [paths]
+    if len(groups) > 1 and not below:
+        if output is None or not (output.endswith(os.sep) or os.path.isdir(os.path.expanduser(output))):
+            raise CkptError(f"the optimizer is in {len(paths)} files", "-o DIR/ takes them all, --part FILE one")
+        folder = os.path.abspath(os.path.expanduser(output))
+        targets = [places.inside(folder, group, request.to, shards) for group in groups]
+    elif below and checkpoint:
+        names = [checkpoint.ref]
+        if len(groups) > 1:
+            names = [os.path.join(checkpoint.ref, places.default_name(group, "")) for group in groups]
+        targets = [places.named(below, name, request.to, shards) for name in names]
+    else:
+        targets = [places.output_path(group, output, request.to, shards) for group in groups]
+    return joined([_prepare(group, checkpoint, request, target) for group, target in zip(groups, targets)])
 
 
-def _write_at(out: int, data: memoryview, at: int) -> None:
-    done = 0
-    while done < len(data):
-        done += os.pwrite(out, data[done:], at + done)
+def _prepare(paths: Sequence[str], checkpoint: Checkpoint | None, request: Request, target: str) -> Recipe:
+    files = read_files(paths)
+    notes = [f"{file.path}: {said}" for file in files for said in file.notes]
+    if request.to in _NAMINGS:
+        recipe = _plan_named(files, checkpoint, request, target)
+    else:
+        metadata, problems = _metadata(checkpoint, paths)
+        metadata["ckpt.source"] = fingerprint(files)
+        recipe = plan(files, target, request, metadata)
+        notes += problems
+    return recipe._replace(notes=(*notes, *recipe.notes))
 
 
-def _check_source(files: Files, recipe: Recipe, digests: Sequence[int]) -> None:
-    """Raises Damaged where a record of the source does not have the CRC32 that was written with it.
-
-    A tensor that is all of its record has passed through here already; else the record is read once more.
-    """
-    checked: set[str] = set()
-    for entry, digest in zip(recipe.entries, digests):
-        for storage in storages_of(files, entry.tensor):
-            place = f"{storage.file}:{storage.offset}"
-            if place in checked:
-                continue
-            whole = is_contiguous(entry.tensor) and entry.tensor.bytes == storage.bytes
-            if not whole or digest != storage.crc32:
-                check_storage(files, storage)
-            checked.add(place)
+def joined(recipes: Iterable[Recipe]) -> Recipe:
+    """Several plans as one, whose outputs appear together or not at all."""
+    fields: list[Any] = [tuple(itertools.chain.from_iterable(parts)) for parts in zip(*recipes)]
+    return Recipe(*fields)
 
 
-def _read_back(recipe: Recipe, out: int, digests: Sequence[int], advance: Advance) -> None:
-    """Reads the output: its header by the format's rules, every range by its CRC32."""
-    with FileSource(f"/dev/fd/{out}") as written:
-        written.path = "the output"
-        if len(target_format.read(written).tensors) != len(recipe.entries):
-            raise CkptError("the output does not read back as it was written")
-        for entry, digest in zip(recipe.entries, digests):
-            if range_crc32(written, len(recipe.header) + entry.start, entry.tensor.bytes, advance) != digest:
-                raise CkptError(f"tensor {entry.name!a} was not written as it was read: disk or memory is at fault")
+def plan(
+    files: Sequence[TensorFile],
+    target: str,
+    request: Request = Request(),  # noqa: B008
+    metadata: Mapping[str, str] | None = None,
+) -> Recipe:
+    """Names, ties and places of safetensors or a torch file. `metadata` goes along besides what the files hold."""
+    origin = gather(files)
+    # What is given is newer than what an earlier conversion wrote.
+    given = {name: value.encode("utf-8", "backslashreplace").decode() for name, value in (metadata or {}).items()}
+    notes = {**origin.notes, **given}
+    items = _items(origin.label, [(name, tensor, tensor.shape, tensor.dtype) for name, tensor in origin.tensors],
+                   request.dtype, _refusal(request.to))  # fmt: skip
+    aliases = _cast_aliases(origin, items)
+    said = list(origin.said)
+    if request.to == "pt":
+        outputs, lost = _torch(target, origin, items, aliases, notes)
+        said += lost
+    else:
+        told = told_kinds(origin.kinds)
+        said += _lost(lossy(origin.kinds))
+        if origin.values:
+            notes["ckpt.values"] = json.dumps(origin.values)
+        if told and (origin.values or any(kind != "module" for kind in told.values())):
+            notes["ckpt.kinds"] = json.dumps(told)
+        if request.most is None:
+            outputs = [safetensors_writer.single(target, _named_order(origin, items), aliases, notes)]
+        else:
+            ordered = _named_order(origin, items)
+            outputs = safetensors_writer.sharded(target, ordered, aliases, notes, request.most)
+    return Recipe(
+        tuple(outputs),
+        tuple(items),
+        aliases,
+        origin.renamed,
+        tied=tuple((alias.name, alias.of) for alias in aliases),
+        notes=tuple(said),
+    )
 
 
-def output_path(source: str, output: str | None, make: bool) -> str:
-    """Where the output goes: beside the source, into a directory under its default name, or where it is said."""
-    name = os.path.splitext(os.path.basename(source))[0] + ".safetensors"
-    if output is None:
-        return os.path.join(os.path.dirname(source), name)
-    if not output:
-        raise CkptError("-o is empty")
-    output = os.path.expanduser(output)
-    if output.endswith(os.sep) or os.path.isdir(output):
-        if make:
-            os.makedirs(output, exist_ok=True)
-        output = os.path.join(output, name)
-    elif not os.path.isdir(os.path.dirname(output) or "."):
-        raise CkptError(f"there is no directory {os.path.dirname(output)} to write to")
-    return os.path.abspath(output)
+def _plan_named(files: Sequence[TensorFile], checkpoint: Checkpoint | None, request: Request, target: str) -> Recipe:
+    """The weights under the names of another implementation, with its configuration."""
+    from ckpt_cli import mapping
+
+    mapped: Mapped = mapping.plan(list(files), checkpoint, request.to, request.config)
+    safe = request.to == "hf"
+    refusal = safetensors_writer.refusal if safe else torch_writer.refusal
+    items = _items(files[0].path, mapped.items, request.dtype, refusal)
+    notes = list(mapped.notes)
+    config = dict(mapped.config) if mapped.config is not None else None
+    dtypes = {item.dtype for item in items if casts.is_float(item.dtype)}
+    if config and request.dtype and len(dtypes) == 1:
+        config.update((key, request.dtype) for key in ("dtype", "torch_dtype") if key in config)
+    outputs: list[Output]
+    if safe:
+        adapter = config is not None and "peft_type" in config
+        stem = os.path.join(target, "adapter_model" if adapter else "model")
+        total = sum(map(item_bytes, items))
+        outputs = safetensors_writer.sharded(stem, items, (), {}, max(1, total if adapter else request.most or total))
+        name = "adapter_config.json" if adapter else "config.json"
+    else:
+        path = os.path.join(target, "consolidated.00.pth") if request.to == "meta" else target
+        outputs = [torch_writer.archive(path, items, (), [item.name for item in items], {}, {}).output]
+        name = "params.json"
+    if request.to in places.FOLDERS:
+        if config is not None:
+            text = json.dumps(config, indent=2, ensure_ascii=False) + "\n"
+            outputs.append(safetensors_writer.literal(os.path.join(target, name), text.encode("utf-8", "replace")))
+        copies, warnings = hub_files({os.path.dirname(file.path) for file in files}, target, request.to)
+        taken = {output.path for output in outputs}
+        outputs += [copy for copy in copies if copy.path not in taken]
+        notes += warnings
+    return Recipe(
+        tuple(outputs), tuple(items), (), mapped.renamed, mapped.dropped, mapped.tied, tuple(notes)
+    )  # fmt: skip
 
 
-def refuse_output(output: str, sources: Sequence[str], force: bool) -> None:
-    """Raises CkptError for an output that is, or links to, a source; Refused for one that is there already."""
-    for source in sources:
-        if os.path.realpath(output) == os.path.realpath(source) or (
-            os.path.exists(output) and os.path.samefile(output, source)
-        ):
-            raise CkptError(f"{output} is the source itself", "-o OUT writes elsewhere")
-    if os.path.lexists(output) and not force:
-        raise Refused(f"{output} is there already", "--force replaces it")
+def _refusal(to: str) -> _Refusal:
+    return torch_writer.refusal if to == "pt" else safetensors_writer.refusal
+
+
+def _items(
+    label: str,
+    wanted: Iterable[tuple[str, TensorInfo, tuple[int, ...], str]],
+    dtype: str | None,
+    refusal: _Refusal,
+) -> list[Item]:
+    """The items, cast to `dtype` where they are floating-point numbers; refuses by name what cannot be expressed."""
+    items = []
+    for name, tensor, shape, kept in wanted:
+        target = dtype if dtype and casts.is_float(tensor.dtype) else kept
+        reason = readable(tensor)
+        if tensor.form == "quantized":
+            reason = "it is quantized"
+        if not reason and target != tensor.dtype:
+            reason = casts.refusal(tensor.dtype)
+        reason = reason or refusal(name, tensor, target)
+        if reason:
+            raise CkptError(f"{label}: tensor {name!a} cannot be converted: {reason}")
+        items.append(Item(name, tensor, shape, target))
+    return items
+
+
+def _cast_aliases(origin: Origin, items: Sequence[Item]) -> tuple[Alias, ...]:
+    """The aliases of what is cast, cast as well."""
+    hosts = {item.name: item for item in items}
+    found = []
+    for alias in origin.aliases:
+        host, tensor = hosts[alias.of], alias.tensor
+        if host.dtype != host.tensor.dtype:
+            if tensor.dtype != host.tensor.dtype:
+                what = f"{origin.label}: tensor {alias.name!a} cannot be converted"
+                raise CkptError(f"{what}: it shares bytes with {alias.of!a}, which is cast, under another dtype")
+            alias = alias._replace(tensor=tensor._replace(dtype=host.dtype, itemsize=ITEMSIZE[host.dtype]))
+        found.append(alias)
+    return tuple(found)
+
+
+def _named_order(origin: Origin, items: Sequence[Item]) -> list[Item]:
+    place = {name: index for index, name in enumerate(origin.order)}
+    return sorted(items, key=lambda item: place[item.name])
+
+
+def _torch(
+    target: str, origin: Origin, items: Sequence[Item], aliases: Sequence[Alias], notes: dict[str, str]
+) -> tuple[list[Output], list[str]]:
+    """The torch file, and beside it the meta file that goes along; what is not as it was."""
+    order = [*origin.order, *(alias.name for alias in aliases)]
+    mark = notes.get("ckpt.source", "")
+    made = torch_writer.archive(target, items, aliases, order, origin.values, origin.kinds, mark)
+    outputs = [made.output]
+    said = _lost(made.lost)
+    foreign = [name for name in notes if not name.startswith("ckpt.") and name != "format"]
+    if foreign:
+        said.append(f"a torch file has no header for texts: {', '.join(foreign[:5])} did not go along")
+    if "ckpt.meta" in notes:
+        stem = os.path.splitext(os.path.basename(target))[0]
+        number = _FILE_MODEL.fullmatch(stem)
+        name = f"meta_{number[1]}.json" if number else f"{stem}.json"
+        data = notes["ckpt.meta"].encode("utf-8", "backslashreplace")
+        outputs.append(safetensors_writer.literal(os.path.join(os.path.dirname(target), name), data))
+    return outputs, said
+
+
+def _lost(names: Sequence[str]) -> list[str]:
+    if not names:
+        return []
+    first = ", ".join(f"{name!a}" for name in names[:5]) + ", ..." * (len(names) > 5)
+    return [f"what is no plain value goes along as text or as the members it has: {first}"]
+
+
+def fingerprint(files: Iterable[TensorFile]) -> str:
+    """Which bytes a conversion was made of, as far as headers tell: places and recorded CRC32s; of files that have
+    none, their sizes and times too."""
+    state = hashlib.sha256()
+    for file in files:
+        for tensor in file.tensors:
+            state.update(repr((tensor.name, tensor.dtype, tensor.shape, tensor.stride, tensor.offset)).encode())
+        bare = set()
+        for storage in file.storages:
+            state.update(repr((storage.offset, storage.bytes, storage.crc32)).encode())
+            if storage.crc32 is None:
+                bare.add(storage.file)
+        for path in sorted(bare):
+            status = os.stat(path)
+            state.update(repr((status.st_size, status.st_mtime_ns)).encode())
+    return state.hexdigest()[:32]
+
+
+def _metadata(checkpoint: Checkpoint | None, paths: Sequence[str]) -> tuple[dict[str, str], list[str]]:
+    """What goes along of the checkpoint: its reference, and its meta file word for word if it is whole."""
+    if checkpoint is None or not {part.path for part in checkpoint.having("model", "index")} & set(paths):
+        return {}, []
+    metadata, problems = {"ckpt.ref": checkpoint.ref}, []
+    for part in checkpoint.having("meta"):
+        try:
+            metadata["ckpt.meta"] = read_meta(part.path)
+        except CkptError as error:
+            problems.append(f"the metadata does not go along: {error.message}")
+    return metadata, problems
 
 
 def read_meta(path: str) -> str:
@@ -277,3 +316,26 @@ def read_meta(path: str) -> str:
     with open(path, "rb") as file:
         data = file.read()
     return data.decode(json.detect_encoding(data), "replace")
+
+
+def check_target(to: str) -> None:
+    if to not in TARGETS:
+        raise CkptError(f"{to!a} is no format to convert to: {', '.join(TARGETS)}")
+
+
+def result_record(recipe: Recipe) -> dict[str, Any]:
+    """The recipe as JSON shows it."""
+    return {
+        "outputs": [{"path": output.path, "bytes": output.bytes} for output in recipe.outputs],
+        "tensors": len(recipe.items),
+        "bytes": recipe.bytes,
+        "renamed": [{"from": old, "to": new} for old, new in recipe.renamed],
+        "cast": [{"from": old, "to": new} for old, new in recipe.cast],
+        "dropped": [{"name": name, "reason": reason} for name, reason in recipe.dropped],
+        "tied": [{"name": name, "of": of} for name, of in recipe.tied],
+    }
+
+
+def requested_dtype(word: str) -> str:
+    """torch's name of what --dtype says; raises CkptError for a dtype that nothing is cast to."""
+    return casts.target_dtype(word)

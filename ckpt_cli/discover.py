@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 from functools import cache, partial
 from typing import Any, NamedTuple
 
-from ckpt_cli.checkpoint import Checkpoint, TensorFile, in_order
+from ckpt_cli.checkpoint import Checkpoint, Problem, TensorFile, in_order
 from ckpt_cli.errors import CkptError
 from ckpt_cli.layouts import LAST_RESORT, Folder, layouts
 
@@ -24,6 +24,8 @@ MAX_DEPTH = 5
 GRACE_SECONDS = 600
 TRASH = ".ckpt-trash"
 _SKIPPED = re.compile(r"base_data.*|eval_bundle|report|tokenizer|\..*", re.DOTALL)
+# Renamed once all is in it; what bears such a name was cut off, or is not done.
+_UNFINISHED = (".tmp", ".partial", ".incomplete")
 
 
 class Discovery(NamedTuple):
@@ -64,7 +66,7 @@ def discover(
         if TRASH in folder.folders:
             run = Checkpoint("trash", folder.source, folder.tag, None, None, TRASH, folder.path, ())
             trash.append(run._replace(linked=folder.linked))
-        targets.update(os.path.realpath(entry.path) for entry in folder.files.values() if entry.is_symlink())
+        targets.update(_target(entry.path) for entry in folder.files.values() if entry.is_symlink())
     ordered = sorted(_unique(_scan(folders)), key=_order(sources))
     return Discovery(root, tuple(ordered), tuple(warnings), tuple(trash), frozenset(targets))
 
@@ -121,6 +123,14 @@ def walk(
         yield folder
 
 
+def _target(link: str) -> str:
+    """Where a symbolic link leads; where that cannot be read, as below /proc, the link itself."""
+    try:
+        return os.path.realpath(link)
+    except OSError:
+        return link
+
+
 def _itself(folder: Folder) -> Folder:
     return folder
 
@@ -175,7 +185,7 @@ def _scan(folders: list[Folder]) -> list[Checkpoint]:
     claimed: set[str] = set()
     for layout in layouts():
         asked = [f for f in folders if f.path not in claimed] if layout.PRECEDENCE == LAST_RESORT else folders
-        mine = [checkpoint for folder in asked for checkpoint in layout.scan(folder)]
+        mine = [_finished(checkpoint, folder) for folder in asked for checkpoint in layout.scan(folder)]
         for path in (part.path for checkpoint in mine for part in checkpoint.parts):
             directory, name = os.path.split(path)
             if directory in places:
@@ -185,6 +195,15 @@ def _scan(folders: list[Folder]) -> list[Checkpoint]:
                 directory = os.path.dirname(directory)
         found += mine
     return found
+
+
+def _finished(checkpoint: Checkpoint, folder: Folder) -> Checkpoint:
+    """As it is, unless its folder has not yet been given the name that a trainer gives it in the end."""
+    if not folder.name.endswith(_UNFINISHED) or checkpoint.problems:
+        return checkpoint
+    problem = Problem("unfinished", f"{folder.name} is the name of a folder that is still being written", folder.path)
+    state = folder.state(checkpoint.parts, (problem,))
+    return checkpoint._replace(state=state, problems=(problem,), resumable=checkpoint.resumable and False)
 
 
 def _read_index(path: str) -> TensorFile:
@@ -210,25 +229,34 @@ def _is_met(path: str, root: str, depth: int) -> bool:
     return len(names) <= depth and not any(_SKIPPED.fullmatch(name) for name in names)
 
 
-def _unique(found: list[Checkpoint]) -> Iterator[Checkpoint]:
-    """Tells runs of one source and tag apart by their source directory, then steps by the trainer's name.
+def _unique(found: list[Checkpoint]) -> list[Checkpoint]:
+    """With references that name one checkpoint each.
 
-    `chatsft_checkpoints/d20` and `sft_checkpoints/d20` are both `sft/d20`: the second becomes
-    `sft/sft_checkpoints/d20`.
+    Runs of one source and tag are told apart by the directories above them: `chatsft_checkpoints/d20` and
+    `sft_checkpoints/d20` are both `sft/d20`, the second becomes `sft/sft_checkpoints/d20`. In a run the trainer's name
+    stands for a number that occurs twice, and for one without a number that is not alone.
     """
-    first: dict[str, str] = {}
-    for checkpoint in found:
-        first.setdefault(checkpoint.run, checkpoint.run_dir)
-        first[checkpoint.run] = min(first[checkpoint.run], checkpoint.run_dir)
-    renamed = []
-    for checkpoint in found:
-        if first[checkpoint.run] != checkpoint.run_dir:
-            above = os.path.basename(os.path.dirname(checkpoint.run_dir))
-            checkpoint = checkpoint._replace(tag=f"{above}/{checkpoint.tag}")
-        renamed.append(checkpoint)
-    refs = Counter(checkpoint.ref for checkpoint in renamed)
-    for checkpoint in renamed:
-        yield checkpoint if refs[checkpoint.ref] == 1 else checkpoint._replace(by_name=True)
+    taken: dict[str, str] = {}
+    tags: dict[tuple[str, str], str] = {}
+    for run_dir, run, tag in sorted({(c.run_dir, c.run, c.tag) for c in found}):
+        source, above = run.removesuffix(tag), os.path.dirname(run_dir)
+        while taken.setdefault(source + tag, run_dir) != run_dir:
+            tag, above = f"{os.path.basename(above) or above}/{tag}", os.path.dirname(above)
+        tags[run_dir, run] = tag
+    found = [c._replace(tag=tags[c.run_dir, c.run]) if tags[c.run_dir, c.run] != c.tag else c for c in found]
+    sizes = Counter(c.run for c in found)
+    numbers = Counter((c.run, c.step) for c in found)
+    found = [
+        c._replace(by_name=True) if sizes[c.run] > 1 and (c.step is None or numbers[c.run, c.step] > 1) else c
+        for c in found
+    ]
+    # A name that is a number, or one that two layouts give.
+    refs = Counter(c.ref for c in found)
+    if len(refs) < len(found):
+        found = [c if refs[c.ref] == 1 else c._replace(by_name=True) for c in found]
+        refs = Counter(c.ref for c in found)
+        found = [c if refs[c.ref] == 1 else c._replace(name=f"{c.name}.{c.layout}") for c in found]
+    return found
 
 
 def _order(sources: Mapping[str, str]) -> Callable[[Checkpoint], tuple[Any, ...]]:

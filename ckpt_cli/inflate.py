@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import zlib
 
-from ckpt_cli.errors import Damaged
+from ckpt_cli.errors import CkptError, Damaged
 from ckpt_cli.formats import ByteSource
 
 _PIECE = 1 << 18
+# Bytes that may be unpacked anew: a transposed matrix of a gigabyte needs its size 128 times.
+_AGAIN, _AGAIN_PER_BYTE = 1 << 30, 128
 
 
 class Inflated:
@@ -20,6 +22,7 @@ class Inflated:
         self.packed = packed
         self.path = packed.path
         self.size = size
+        self.again = _AGAIN + _AGAIN_PER_BYTE * size
         self._begin()
 
     def read_at(self, offset: int, length: int) -> bytes:
@@ -33,6 +36,9 @@ class Inflated:
                 f"{self.path}: a compressed record ends before byte {offset + len(buffer)} of it", kind="cannot-unpack"
             )
         if offset < self.at:
+            self.again -= self.at
+            if self.again < 0:
+                raise CkptError(f"{self.path}: a view of a compressed record goes back and forth in it too often")
             self._begin()
         while self.at < offset:
             self.at += len(self._next(min(_PIECE, offset - self.at)))

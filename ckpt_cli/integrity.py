@@ -66,7 +66,7 @@ def kind_of(path: str, role: str | None = None) -> Kind:
     name = os.path.basename(path).lower()
     if name.endswith(".json"):
         # A trainer's own log grows without limit; what is too large for metadata is left to its digest.
-        return "json" if role != "tokenizer" and _size(path) <= MAX_JSON_BYTES else "plain"
+        return "json" if role != "tokenizer" and size_of(path) <= MAX_JSON_BYTES else "plain"
     if name.endswith(".distcp"):
         return "plain"  # several archives in a row: only their index says where each begins
     if role in (None, "model", "optimizer", "adapter", "recipe", "export", "index"):
@@ -294,7 +294,8 @@ def _blocks(source: ByteSource, offset: int, length: int, buffer: memoryview, ti
         yield view
 
 
-def _size(path: str) -> int:
+def size_of(path: str) -> int:
+    """Of a file in bytes; 0 for one that cannot be asked."""
     try:
         return os.stat(path).st_size
     except OSError:

@@ -10,15 +10,15 @@ import errno
 import json
 import os
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Literal
 
 from ckpt_cli.atomic import NO_SPACE, fsync_directory, locked
-from ckpt_cli.checkpoint import Checkpoint, Role
 from ckpt_cli.discover import TRASH
-from ckpt_cli.errors import CkptError, Refused
+from ckpt_cli.errors import CkptError
 
 JOURNAL = "journal"
 OperationState = Literal["interrupted", "deleting", "trash", "garbled"]
@@ -44,10 +44,14 @@ class File:
 
 @dataclass(frozen=True)
 class Removal:
-    """One checkpoint of a run, its files in the order in which they go."""
+    """One checkpoint of a run, its files in the order in which they go.
+
+    `beside` is the model that stays where it is when only the optimizer goes: to no other one may that come back.
+    """
 
     ref: str
     files: tuple[File, ...]
+    beside: tuple[File, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -71,14 +75,15 @@ class Operation:
     def bytes(self) -> int:
         return sum(file.bytes for removal in self.removals for file in removal.files)
 
-    @property
+    @cached_property
     def folders(self) -> list[str]:
         """Those below the run's directory that its files lie in, the innermost first."""
-        pending = {os.path.dirname(file.name) for removal in self.removals for file in removal.files}
+        names = (file.name for removal in self.removals for file in removal.files)
+        pending = {os.path.dirname(name) for name in names if os.sep in name}
         found: set[str] = set()
-        while pending := {folder for folder in pending if folder} - found:
+        while pending:
             found |= pending
-            pending = {os.path.dirname(folder) for folder in pending}
+            pending = {os.path.dirname(folder) for folder in pending if os.sep in folder} - found
         return sorted(found, key=lambda folder: (-folder.count(os.sep), folder))
 
 
@@ -102,30 +107,6 @@ class Outcome:
         self.done += other.done
         self.stayed += other.stayed
         self.freed += other.freed
-
-
-def plan_removal(checkpoint: Checkpoint, order: Sequence[Role]) -> Removal:
-    """The checkpoint's files in the layout's order; raises Refused when one is not as it was listed."""
-    files = []
-    parts = sorted(checkpoint.parts, key=lambda part: order.index(part.role) if part.role in order else len(order))
-    for part in parts:
-        try:
-            status = os.stat(part.path)
-            own = os.lstat(part.path)
-        except OSError as error:
-            raise Refused(f"{part.path} is gone since it was listed", "run prune again") from error
-        if (status.st_size, status.st_mtime_ns) != (part.bytes, part.modified):
-            raise Refused(f"{part.path} has changed since it was listed", "run prune again")
-        # Of a link only the link goes.
-        size = 0 if part.linked else part.bytes
-        files.append(File(os.path.relpath(part.path, checkpoint.run_dir), size, own.st_mtime_ns, own.st_ino))
-    return Removal(checkpoint.ref, tuple(files))
-
-
-def unchanged(checkpoints: Iterable[Checkpoint]) -> None:
-    """Raises Refused when a file that a plan counts on is not as it was listed."""
-    for checkpoint in checkpoints:
-        plan_removal(checkpoint, ())
 
 
 def operations(run: str) -> list[Operation]:
@@ -169,7 +150,7 @@ def begin(operation: Operation, keep_trash: bool) -> int:
     descriptor = os.open(os.path.join(operation.folder, JOURNAL), os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
     try:
         removals = [
-            {"ref": r.ref, "files": [[f.name, f.bytes, f.modified, f.inode] for f in r.files]}
+            {"ref": r.ref, "files": _values(r.files), **({"beside": _values(r.beside)} if r.beside else {})}
             for r in operation.removals
         ]
         append(descriptor, {"version": 1, "trash": keep_trash, "removals": removals})
@@ -224,7 +205,7 @@ def read(run: str, id: str) -> Operation:
         entries = entries_of(os.path.join(run, TRASH, id))
         keep_trash, failed = entries[0]["trash"], failed_of(entries[1:])
         removals = tuple(
-            Removal(str(entry["ref"]), tuple(_file(*values) for values in entry["files"]))
+            Removal(str(entry["ref"]), *(tuple(_file(*v) for v in entry.get(k, ())) for k in ("files", "beside")))
             for entry in entries[0]["removals"]
             if entry["ref"] not in failed
         )
@@ -234,6 +215,10 @@ def read(run: str, id: str) -> Operation:
     except (OSError, ValueError, LookupError, TypeError, RecursionError):
         return Operation(id, run, "garbled", ())
     return Operation(id, run, state, removals)
+
+
+def _values(files: Sequence[File]) -> list[list[Any]]:
+    return [[file.name, file.bytes, file.modified, file.inode] for file in files]
 
 
 def _file(name: Any, bytes: Any, modified: Any, inode: Any) -> File:

@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from ckpt_cli.atomic import staged
 from ckpt_cli.checkpoint import OURS, Checkpoint
 from ckpt_cli.errors import CkptError, Damaged
+from ckpt_cli.layouts import without_waiting
 
 SUFFIX = ".sha256"
 FOLDER_NAME = "ckpt.sha256"
@@ -42,8 +43,8 @@ def read(path: str) -> dict[str, str]:
     """Absolute path -> hexadecimal digest. Raises Damaged for what `sha256sum` would not have written."""
     folder, name = os.path.split(path)
     try:
-        with open(path, "rb") as file:
-            data = file.read(_MAX_BYTES + 1)
+        with open(path, "rb", opener=without_waiting) as file:
+            data = file.read(_MAX_BYTES + 1) or b""
     except OSError as error:
         raise CkptError(f"{name} cannot be read: {error.strerror}", path=path, kind="unreadable-part") from error
     listed: dict[str, str] = {}

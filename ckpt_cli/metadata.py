@@ -6,7 +6,7 @@ import os
 import re
 from typing import Any
 
-from ckpt_cli.checkpoint import Checkpoint, Part, TensorFile
+from ckpt_cli.checkpoint import Checkpoint, Part, Role, TensorFile
 from ckpt_cli.contents import paths_of, read_files
 from ckpt_cli.errors import CkptError, Damaged
 from ckpt_cli.formats import Files
@@ -15,6 +15,9 @@ from ckpt_cli.scalars import Numbers
 
 _MAX_LEVELS = 100
 _MAX_SCALARS = 16
+# Without any of these, what lies there is all that is left of a checkpoint.
+_MAIN: tuple[Role, ...] = ("model", "index", "adapter", "meta", "config")
+_CONFIGS = ("config.json", "params.json")
 # Where an optimizer lies among the names of a file.
 _GROUPS = re.compile(r"(?:^|(?<=\.))param_groups\.")
 
@@ -23,12 +26,13 @@ def read_metadata(checkpoint: Checkpoint | None, file: str | None) -> Any:
     """The metadata of a checkpoint, or of a file that is part of none. Raises CkptError where there is none.
 
     What a meta file holds, with each configuration beside it under the name of its file (`config`, `adapter_config`);
-    without a meta file, the configuration. What a recipe state counts is added as `recipe`. A file of these that was
-    named stands for itself.
+    without a meta file, the configuration; without that, what the model file says, and where it says nothing, the
+    configuration that lies beside it and belongs to no step. What a recipe state counts is added as `recipe`. A file of
+    these that was named stands for itself.
     """
     if checkpoint is not None:
         found = _of_checkpoint(checkpoint, file)
-        if isinstance(found, dict) and not (file or "").endswith(".json"):
+        if isinstance(found, dict) and checkpoint.having(*_MAIN) and not (file or "").endswith(".json"):
             for part in checkpoint.having("recipe"):
                 found.setdefault("recipe", _counts(part.path))
         return found
@@ -47,10 +51,16 @@ def _of_checkpoint(checkpoint: Checkpoint, file: str | None) -> Any:
                 found.setdefault(os.path.splitext(os.path.basename(config.path))[0], _read(config))
         return found
     if checkpoint.having("model", "index"):
-        return told(read_files(paths_of(None, checkpoint, "model"))[0])
-    for part in checkpoint.having("adapter"):
+        return told(read_files(paths_of(None, checkpoint, "model"))[0]) or _beside(checkpoint)
+    for part in checkpoint.having("adapter", "recipe", "optimizer"):
         return told(read_files([part.path])[0])
     raise CkptError(f"{checkpoint.ref} has neither a meta nor a model file")
+
+
+def _beside(checkpoint: Checkpoint) -> dict[str, Any]:
+    """The configuration that the steps of a run share, as torchtune's do that lie in one folder: no part of any."""
+    names = [name for name in _CONFIGS if os.path.isfile(os.path.join(checkpoint.dir, name))]
+    return {os.path.splitext(name)[0]: read_json(os.path.join(checkpoint.dir, name)) for name in names}
 
 
 def _counts(path: str) -> dict[str, Any]:

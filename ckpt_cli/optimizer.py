@@ -37,6 +37,8 @@ _KINDS: tuple[tuple[str, set[str], set[str]], ...] = (
 _TELLING = ("exp_avg", "exp_avg_sq", "momentum_buffer")
 _SAME = "<same as "
 _MOST = 16
+# Characters and dots of names: no trainer's are as long, and each dot may be where a parameter's name ends.
+_LONGEST, _MOST_DOTS = 10_000, 100
 
 
 class StateName(NamedTuple):
@@ -144,6 +146,8 @@ def _found(file: TensorFile) -> dict[str, tuple[_Pairs, _Pairs]]:
     found: dict[str, tuple[_Pairs, _Pairs]] = {}
     rest: _Pairs = []
     for name, value in pairs:
+        if len(name) > _LONGEST:
+            continue
         at = f".{name}.".find(".param_groups.") if "param_groups" in name else -1
         if at < 0:
             rest.append((name, value))
@@ -190,8 +194,10 @@ def _drafts(prefix: str, groups: _Pairs, states: _Pairs) -> list[_Draft]:
         option, _, below = rest.partition(".")
         if option == "params":
             draft.params.extend(map(str, value if isinstance(value, list) else [value]))
-        elif below:
-            draft.hyperparameters.setdefault(option, {})[below] = value
+        elif below and isinstance(draft.hyperparameters.setdefault(option, {}), dict):
+            draft.hyperparameters[option][below] = value
+        elif below:  # a key that holds a dot, beside one that is the same up to it
+            draft.hyperparameters[rest] = value
         else:
             draft.hyperparameters[option] = value
     owners = {param: draft for draft in drafts.values() for param in draft.params}
@@ -212,7 +218,9 @@ def _split(name: str, owners: dict[str, _Draft]) -> tuple[str, str]:
     if name in owners:
         return name, ""
     at = name.rfind(".")
-    while at >= 0:
+    for _ in range(_MOST_DOTS):
+        if at < 0:
+            break
         if name[:at] in owners:
             return name[:at], name[at + 1 :].partition(".")[0]
         at = name.rfind(".", 0, at)

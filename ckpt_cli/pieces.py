@@ -17,12 +17,27 @@ def joined(tensor: TensorInfo, read: Callable[[TensorInfo], Iterable[memoryview]
     Its pieces must be strided; `read` streams the bytes of one. Each byte that no piece covers is zero: whether
     they tile is asked by `shapes.tiling_fault`.
     """
+    ordered = sorted(tensor.pieces, key=lambda pair: pair[0])
+    if _are_rows(tensor.shape, ordered):
+        for _, piece in ordered:
+            yield from read(piece)
+        return
     for begin, size in _regions(tensor.shape, tensor.itemsize):
         block = bytearray(math.prod(size) * tensor.itemsize)
         for at, piece in tensor.pieces:
             assert not isinstance(at, str)
             _paste(block, begin, size, at, piece, read)
         yield memoryview(block)
+
+
+def _are_rows(shape: Sequence[int], pieces: Sequence[tuple[str | tuple[int, ...], TensorInfo]]) -> bool:
+    """Whether the pieces, in this order, lie end to end along the first dimension, and are whole in all others."""
+    row = 0
+    for at, piece in pieces:
+        if not shape or isinstance(at, str) or at != (row, *(0,) * (len(shape) - 1)) or piece.shape[1:] != shape[1:]:
+            return False
+        row += piece.shape[0]
+    return bool(shape) and row == shape[0]
 
 
 def _regions(shape: Sequence[int], itemsize: int) -> Iterator[Box]:

@@ -1,23 +1,23 @@
-"""Carries out, undoes and purges a removal. No kill, full disk or race costs a checkpoint that is kept.
+"""Carries out a removal, and the way back. No kill, full disk or race costs a checkpoint that is kept.
 
 The caller locks the runs' directories. In each, `.ckpt-trash/<id>/` is made with a journal of every file, and
 synced; the files are renamed into it, model first; that every rename is done is journalled; then all is deleted. Until
 that last entry everything is put back (an interrupt at once, a kill by the next prune); after it, the next
-prune finishes the deletion. An undo or a purge of a kept trash is journalled before it begins, so that the next
-prune finishes that too. A trash is inside the run's directory and so always on its file system.
+prune finishes the deletion (`settling`). A trash is inside the run's directory and so always on its file system.
 """
 
 from __future__ import annotations
 
 import errno
 import os
+import stat
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 
 from ckpt_cli.atomic import NO_SPACE, fsync_directory, rename_new, same_file
 from ckpt_cli.discover import TRASH
-from ckpt_cli.errors import CkptError, Interrupted, NotFound, Refused
+from ckpt_cli.errors import CkptError, Interrupted
 from ckpt_cli.interrupts import interruptible, uninterruptible
 from ckpt_cli.journal import (
     JOURNAL,
@@ -31,7 +31,6 @@ from ckpt_cli.journal import (
     failed_of,
     is_directory,
     mark,
-    operations,
     read,
 )
 
@@ -75,7 +74,7 @@ def remove(
             if keep_trash:
                 total.done += operation.refs
             else:
-                total.add(_delete(operation))
+                total.add(delete(operation))
         for run, removals in full:
             # Without room for a journal nothing can wait in a trash, and to delete it was not asked for.
             if not keep_trash and without_journal(run):
@@ -92,7 +91,7 @@ def _roll_back(run: str, id: str) -> list[tuple[str, str]]:
     operation = read(run, id)
     try:
         mark(operation, {"state": "undo"})
-        outcome = _put_back(operation)
+        outcome = put_back(operation)
         if is_directory(operation.folder):
             elsewhere = failed_of(entries_of(operation.folder)) + outcome.done
             mark(operation, {"state": "trash", "failed": elsewhere})
@@ -111,16 +110,18 @@ def _move_away(operation: Operation, keep_trash: bool, outcome: Outcome) -> Oper
     try:
         journal = begin(operation, keep_trash)
     except OSError as error:
-        _forget(operation)
+        clear(operation)
         if error.errno in NO_SPACE:
             raise NoRoom(f"there is no room for a journal in {operation.run}: the disk is full") from error
         raise
     except BaseException:
-        _forget(operation)
+        clear(operation)
         raise
     begun, stayed = os.fstat(journal).st_size, len(outcome.stayed)
     try:
         failed = [removal for removal in operation.removals if not _move(operation, removal, outcome)]
+        if failed:  # the folders that were made for them
+            _sweep(operation.folder, operation)
         _sync(operation)
         append(journal, {"state": "moved", "failed": [removal.ref for removal in failed]})
     except BaseException as error:
@@ -130,7 +131,7 @@ def _move_away(operation: Operation, keep_trash: bool, outcome: Outcome) -> Oper
             with suppress(OSError):
                 os.ftruncate(journal, begun)
                 os.fsync(journal)
-            left = _put_back(operation).stayed
+            left = put_back(operation).stayed
         if isinstance(error, KeyboardInterrupt):
             what = f"{left[0][0]} stayed: {left[0][1]}" if left else "everything is back in its place"
             raise Interrupted(f"interrupted: {what}") from error
@@ -144,7 +145,7 @@ def _move_away(operation: Operation, keep_trash: bool, outcome: Outcome) -> Oper
         os.close(journal)
     moved = tuple(removal for removal in operation.removals if removal not in failed)
     if not moved:
-        _forget(operation)
+        clear(operation)
     return replace(operation, state="trash" if keep_trash else "deleting", removals=moved)
 
 
@@ -162,92 +163,10 @@ def _remove_unjournalled(run: str, removals: Sequence[Removal]) -> Outcome:
                 break
         else:
             outcome.done.append(removal.ref)
+    _sweep(run, Operation("", run, "deleting", tuple(removals)))
     with suppress(OSError):  # the files are gone all the same, and what went must be told
         fsync_directory(run)
     return outcome
-
-
-def recover(run: str) -> list[str]:
-    """Settles what earlier operations of the run left: puts back, or finishes deleting. Says what it did.
-
-    The caller holds the lock. Raises Refused for a trash whose journal cannot be read but which holds files.
-    """
-    said = []
-    for operation in operations(run):
-        if operation.state == "interrupted":
-            outcome = _put_back(operation)
-            said.append(f"an interrupted prune of {run} was put back ({len(outcome.done)} of {len(operation.refs)})")
-            said += [f"{path} stayed in the trash: {why}" for path, why in outcome.stayed]
-            # What an undo could not bring back is trash again, or is deleted as it was about to be.
-            operation = _end_undo(operation, outcome)
-        if operation.state == "deleting":
-            outcome = _delete(operation)
-            said.append(f"an interrupted prune of {run} was {'not ' if outcome.stayed else ''}finished")
-            said += [f"{path} stayed in the trash: {why}" for path, why in outcome.stayed]
-        elif operation.state == "garbled":
-            _refuse_garbled(operation)
-            _forget(operation)
-    _drop_trash(run)
-    return said
-
-
-def undo(operation: Operation) -> Outcome:
-    """Puts every whole checkpoint of the operation back; never overwrites. The caller holds the lock."""
-    operation = _again(operation)
-    with uninterruptible():
-        # Killed half way, the next prune brings back the rest.
-        mark(operation, {"state": "undo"})
-        outcome = _put_back(operation)
-        _end_undo(operation, outcome)
-    return outcome
-
-
-def purge(operation: Operation) -> Outcome:
-    """Deletes what the operation holds. The caller holds the lock."""
-    operation = _again(operation)
-    if operation.state != "interrupted":
-        # Killed half way, the next prune deletes the rest.
-        mark(operation, {"state": "purge"})
-        return _delete(operation)
-    # Cut off while files were moved: what is in the trash as a whole goes, what is there in part comes back.
-    whole = [r for r in operation.removals if all(_is_away(operation, file) for file in r.files)]
-    rest = tuple(r for r in operation.removals if r not in whole)
-    with uninterruptible():
-        back = _put_back(replace(operation, removals=rest), forget=False)
-    mark(operation, {"state": "purge", "failed": [removal.ref for removal in rest]})
-    outcome = _delete(replace(operation, removals=tuple(whole)))
-    outcome.stayed += back.stayed
-    return outcome
-
-
-def _is_away(operation: Operation, file: File) -> bool:
-    home, away = os.path.join(operation.run, file.name), os.path.join(operation.folder, file.name)
-    return os.path.lexists(away) and not same_file(home, away)
-
-
-def _again(operation: Operation) -> Operation:
-    """The operation as it is now that the lock is held; raises NotFound when it was settled meanwhile."""
-    if not is_directory(operation.folder):
-        raise NotFound(f"operation {operation.id} of {operation.run} is gone: another ckpt settled it")
-    operation = read(operation.run, operation.id)
-    _refuse_garbled(operation)
-    return operation
-
-
-def _refuse_garbled(operation: Operation) -> None:
-    """Raises Refused where files lie in the trash and nothing says what they are."""
-    if operation.state == "garbled" and set(os.listdir(operation.folder)) - {JOURNAL}:
-        raise Refused(f"{operation.folder} holds files but no readable journal", "look at them by hand")
-
-
-def _end_undo(operation: Operation, outcome: Outcome) -> Operation:
-    """The operation after an undo: what could not be brought back is again what it was before."""
-    if outcome.again or not is_directory(operation.folder):
-        return operation
-    before = [entry for entry in entries_of(operation.folder)[1:] if entry["state"] != "undo"]
-    if before:  # else a kill came before all was moved, and the next prune tries again
-        mark(operation, {**before[-1], "failed": [*failed_of(before), *outcome.done]})
-    return read(operation.run, operation.id)
 
 
 def _move(operation: Operation, removal: Removal, outcome: Outcome) -> bool:
@@ -255,15 +174,18 @@ def _move(operation: Operation, removal: Removal, outcome: Outcome) -> bool:
 
     Raises OSError when they cannot be put back either: the whole operation is then undone.
     """
+    # Plain text instead of os.path: of 10,000 checkpoints that takes as long as the renames.
+    run, trash = operation.run, operation.folder
     for file in removal.files:
-        path = os.path.join(operation.run, file.name)
+        path = f"{run}/{file.name}"
         try:
             status = os.lstat(path)
             if (status.st_ino, status.st_mtime_ns) != (file.inode, file.modified):
                 raise OSError(0, "it has changed since it was listed")
-            away = os.path.join(operation.folder, file.name)
-            _make_room(operation.run, path)
-            _make_room(operation.folder, away)
+            away = f"{trash}/{file.name}"
+            if os.sep in file.name:
+                _make_room(run, run, file.name)
+                _make_room(trash, run, file.name)
             os.rename(path, away)
         except OSError as error:
             outcome.stayed.append((path, error.strerror or str(error)))
@@ -284,7 +206,7 @@ def _restore(operation: Operation, file: File, outcome: Outcome) -> bool:
         if same_file(home, away):
             os.unlink(away)
         else:
-            _make_room(operation.run, home)
+            _make_room(operation.run, operation.folder, file.name)
             rename_new(away, home)
     except FileExistsError:
         outcome.stayed.append((away, f"{home} is there already"))
@@ -295,14 +217,15 @@ def _restore(operation: Operation, file: File, outcome: Outcome) -> bool:
     return True
 
 
-def _put_back(operation: Operation, forget: bool = True) -> Outcome:
+def put_back(operation: Operation, forget: bool = True) -> Outcome:
     """Restores whole checkpoints, the model last; drops the operation when nothing of it is left in the trash.
 
     A checkpoint of which a file is gone for good, or whose place is taken, stays in the trash as it is.
     """
     outcome = Outcome()
     for removal in operation.removals:
-        blocked = [_blocked(operation, file) for file in removal.files]
+        gone = next((why for file in removal.beside if (why := _estranged(operation, file))), None)
+        blocked = [_blocked(operation, file, gone) for file in removal.files]
         if any(blocked):
             outcome.stayed += [
                 (os.path.join(operation.folder, f.name), why) for f, why in zip(removal.files, blocked) if why
@@ -318,26 +241,37 @@ def _put_back(operation: Operation, forget: bool = True) -> Outcome:
         outcome.again = True
     else:
         if forget:
-            _forget(operation)
+            clear(operation)
     return outcome
 
 
-def _blocked(operation: Operation, file: File) -> str | None:
+def _blocked(operation: Operation, file: File, gone: str | None) -> str | None:
     home, away = os.path.join(operation.run, file.name), os.path.join(operation.folder, file.name)
     if not os.path.lexists(away):
         return None if os.path.lexists(home) else "it is deleted already"
+    if gone:
+        return gone
     if os.path.lexists(home) and not same_file(home, away):
         return f"{home} is there already"
     return None
 
 
-def _delete(operation: Operation) -> Outcome:
+def _estranged(operation: Operation, model: File) -> str | None:
+    """Why an optimizer may not come back to the model it was taken from."""
+    try:
+        status = os.lstat(os.path.join(operation.run, model.name))
+    except OSError:
+        return f"{model.name}, which it belongs to, is not there"
+    return None if status.st_mtime_ns == model.modified else f"{model.name} is not the one it belongs to any more"
+
+
+def delete(operation: Operation) -> Outcome:
     outcome = Outcome()
-    _sweep(operation.run, operation)
+    trash = operation.folder
     for removal in operation.removals:
         stayed = len(outcome.stayed)
         for file in removal.files:
-            path = os.path.join(operation.folder, file.name)
+            path = f"{trash}/{file.name}"
             try:
                 os.unlink(path)
                 outcome.freed += file.bytes
@@ -348,16 +282,25 @@ def _delete(operation: Operation) -> Outcome:
         if len(outcome.stayed) == stayed:
             outcome.done.append(removal.ref)
     if not outcome.stayed:
-        _forget(operation)
+        clear(operation)
     return outcome
 
 
-def _make_room(place: str, path: str) -> None:
-    """Makes the folder of a file below `place`; raises OSError where a link would lead it elsewhere."""
-    folder = os.path.dirname(path)
-    if not os.path.isdir(folder):
-        os.makedirs(folder)
-    if folder != place and os.path.realpath(folder) != os.path.join(os.path.realpath(place), folder[len(place) + 1 :]):
+def _make_room(place: str, like: str, name: str) -> None:
+    """Makes the folders of a file below `place`, as private as they are below `like`.
+
+    Raises OSError where a link would lead it elsewhere.
+    """
+    inner = ""
+    for piece in name.split(os.sep)[:-1]:
+        inner = os.path.join(inner, piece)
+        folder = os.path.join(place, inner)
+        if not os.path.isdir(folder):
+            os.mkdir(folder)
+            with suppress(OSError):
+                os.chmod(folder, stat.S_IMODE(os.stat(os.path.join(like, inner)).st_mode))
+    folder = os.path.join(place, inner)
+    if inner and os.path.realpath(folder) != os.path.join(os.path.realpath(place), inner):
         raise OSError(errno.ELOOP, "a symbolic link leads out of the run", folder)
 
 
@@ -377,7 +320,24 @@ def _sweep(place: str, operation: Operation) -> None:
             os.rmdir(os.path.join(place, folder))
 
 
-def _forget(operation: Operation) -> None:
+def sweep_left(operation: Operation) -> None:
+    """Removes the folders that a kill left empty in the run; not one that a trainer has made there since."""
+    old: list[str] = []
+    with suppress(OSError):
+        moved = os.stat(os.path.join(operation.folder, JOURNAL)).st_mtime_ns
+        old = [folder for folder in left_folders(operation) if os.stat(folder).st_mtime_ns <= moved]
+    for folder in old:
+        with suppress(OSError):
+            os.rmdir(folder)
+
+
+def left_folders(operation: Operation) -> list[str]:
+    """The folders of its files that are in the run still, the innermost first."""
+    paths = (os.path.join(operation.run, folder) for folder in operation.folders)
+    return [path for path in paths if os.path.isdir(path) and not os.path.islink(path)]
+
+
+def clear(operation: Operation) -> None:
     """Removes the journal, then the empty directories; what is not empty stays."""
     _sweep(operation.folder, operation)
     with suppress(OSError):
@@ -385,9 +345,9 @@ def _forget(operation: Operation) -> None:
             with suppress(FileNotFoundError):
                 os.unlink(os.path.join(operation.folder, JOURNAL))
             os.rmdir(operation.folder)
-    _drop_trash(operation.run)
+    drop_trash(operation.run)
 
 
-def _drop_trash(run: str) -> None:
+def drop_trash(run: str) -> None:
     with suppress(OSError):
         os.rmdir(os.path.join(run, TRASH))

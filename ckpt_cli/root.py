@@ -8,7 +8,7 @@ from ckpt_cli.discover import claims
 from ckpt_cli.errors import CkptError
 from ckpt_cli.settings import NOTHING, Settings
 
-SUFFIXES = (".pt", ".pth", ".bin", ".safetensors", ".ckpt", ".json", ".distcp", ".jit")
+SUFFIXES = (".pt", ".pth", ".bin", ".safetensors", ".ckpt", ".json", ".distcp", ".jit", ".pth.tar")
 
 
 class Root(NamedTuple):
@@ -38,4 +38,9 @@ def find_root(flag: str | None, environ: Mapping[str, str], cwd: str, settings: 
 
 def is_path(text: str) -> bool:
     """Whether TARGET is a path by its form."""
-    return text in (".", "..") or text.startswith(("/", "./", "../", "~")) or text.endswith(SUFFIXES)
+    return is_place(text) or text.endswith(SUFFIXES)
+
+
+def is_place(text: str) -> bool:
+    """Whether TARGET begins as no selector does."""
+    return text in (".", "..") or text.startswith(("/", "./", "../", "~"))

@@ -27,8 +27,16 @@ from ckpt_cli.metrics import parse_metric
 FILE = "ckpt.toml"
 _PROJECT = "pyproject.toml"
 _MAX_BYTES = 1 << 20
+# No key begins so far on in a line.
+_LONG = 200
 POLICY_KEYS = ("keep", "keep-last", "keep-every", "keep-best", "keep-within", "keep-step", "max-size", "metric")
+# [tool.ckpt], or ckpt.root under [tool]. Blanks, not \s: that takes in lines, and would be tried at each of many.
+_OURS = re.compile(
+    rb"^[ \t]*(?:\[[ \t]*tool[ \t]*\.[ \t]*[\"']?ckpt[\"']?[ \t]*[.\]]|[\"']?ckpt[\"']?[ \t]*[.=])", re.MULTILINE
+)
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
+_HEADING = re.compile(r"\s*\[\[?([^\]]+)\]")
+_KEY = re.compile(r"\s*([^=#\[]+)=")
 
 
 class Settings(NamedTuple):
@@ -49,11 +57,27 @@ class _Table(NamedTuple):
     text: str
     values: dict[str, Any]
 
-    def wrong(self, key: str, what: str) -> CkptError:
-        # As a key or in a heading; a mistake in a value stands where its key does.
-        place = re.compile(rf"\s*(?:\[.*)?[\w.'\"-]*{re.escape(key)}\b")
-        line = next((n for n, line in enumerate(self.text.splitlines(), 1) if place.match(line)), 1)
-        return CkptError(f"{self.path}, line {line}: {what}", path=self.path)
+    def wrong(self, key: str, what: str, *within: str) -> CkptError:
+        """The error for a key of the table `within`, with the line of it, or of that which it is written in."""
+        named: dict[str, int] = {}
+        under = ""
+        for number, line in enumerate(self.text.splitlines(), 1):
+            heading, left = _HEADING.match(line[:_LONG]), _KEY.match(line[:_LONG])
+            if heading:
+                under = _bare(heading[1])
+                named.setdefault(under, number)
+            elif left:
+                named.setdefault(f"{under}.{_bare(left[1])}".lstrip("."), number)
+        path = [*(("tool", "ckpt") if os.path.basename(self.path) == _PROJECT else ()), *map(_bare, (*within, key))]
+        lines: list[int] = []
+        while path and not lines:
+            lines = [number for name, number in named.items() if f"{name}.".startswith(".".join(path) + ".")]
+            path.pop()
+        return CkptError(f"{self.path}, line {lines[0] if lines else 1}: {what}", path=self.path)
+
+
+def _bare(name: str) -> str:
+    return re.sub(r"[\s'\"]", "", name)
 
 
 NOTHING = Settings()
@@ -107,7 +131,7 @@ def _read(path: str) -> _Table | None:
         raise CkptError(f"{path} cannot be read: {error.strerror}", path=path) from error
     project = os.path.basename(path) == _PROJECT
     # To parse every pyproject.toml that lies around would cost each command its time.
-    if project and not re.search(rb"^\s*\[\s*tool\s*\.\s*[\"']?ckpt[\"']?\s*[.\]]|^\s*ckpt[.\s]", data, re.MULTILINE):
+    if project and not re.search(_OURS, data):
         return None
     if len(data) > _MAX_BYTES:
         raise CkptError(f"{path} is larger than {_MAX_BYTES >> 20} MiB, too large for settings", path=path)
@@ -179,14 +203,13 @@ def _sources(table: _Table, value: Any, settings: Settings) -> dict[str, str]:
     for source, directories in value.items():
         names = [directories] if isinstance(directories, str) else directories
         if not isinstance(names, list) or not all(isinstance(name, str) and name for name in names):
-            raise table.wrong(source, f"source {source!a} is a directory's name, or a list of them")
+            raise table.wrong(source, f"source {source!a} is a directory's name, or a list of them", "sources")
         if not source or "/" in source:
-            raise table.wrong(source, f"{source!a} is no name for a source")
+            raise table.wrong(source, f"{source!a} is no name for a source", "sources")
         for name in names:
             if os.sep in name or name in (os.curdir, os.pardir):
-                raise table.wrong(
-                    source, f"source {source!a} names the directory {name!a}, which is more than one name"
-                )
+                what = f"source {source!a} names the directory {name!a}, which is more than one name"
+                raise table.wrong(source, what, "sources")
             named[name] = source
     kept = {name: source for name, source in settings.sources.items() if source not in value and name not in named}
     # In the order in which a default is looked for: nanochat's four, then new ones.
@@ -197,10 +220,11 @@ def _sources(table: _Table, value: Any, settings: Settings) -> dict[str, str]:
 def _policies(table: _Table, value: Any, settings: Settings) -> dict[str, Any]:
     if not isinstance(value, dict) or not all(isinstance(policy, dict) for policy in value.values()):
         raise table.wrong("policies", "policies holds a table for each policy, as in [policies.weekly]")
-    for policy in value.values():
+    for name, policy in value.items():
         for key in policy:
             if key not in POLICY_KEYS:
-                raise table.wrong(key, f"there is no rule {key!a} for a policy: {', '.join(POLICY_KEYS)}")
+                what = f"there is no rule {key!a} for a policy: {', '.join(POLICY_KEYS)}"
+                raise table.wrong(key, what, "policies", name)
     return {**settings.policies, **value}
 
 

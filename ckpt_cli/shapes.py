@@ -4,10 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
+# More than torch computes with, and a bound on what a tensor's description costs.
+MAX_DIMENSIONS = 64
+# Of one dimension, as torch counts; of strides and places, which reach into a file. No file is as long as MAX_PLACE,
+# and of larger numbers as many as one likes have the same hash, Python's modulo 2**61 - 1.
+MAX_SIZE, MAX_PLACE = 2**63 - 1, 2**61 - 2
+# Of a whole tensor without bytes of its own, or that repeats one: a number that a float can hold too.
+MAX_BYTES = 2**128
 Box = tuple[tuple[int, ...], tuple[int, ...]]  # where it begins and how long it is, one number a dimension
-# Comparisons of two boxes. What trainers write needs none (a grid) or few.
-_MOST_COMPARISONS = 5_000_000
+# Comparisons of two boxes, at all and for each box. What trainers write needs none (a grid) or few.
+_COMPARISONS, _COMPARISONS_PER_BOX = 10_000, 300
 
 
 def tiling_fault(shape: Sequence[int], boxes: Sequence[Box]) -> str | None:
@@ -49,7 +57,7 @@ def _overlap(boxes: Sequence[Box]) -> str | None:
     for begin, size in sorted(boxes, key=lambda box: box[0][axis]):
         beside = [box for box in beside if box[0][axis] + box[1][axis] > begin[axis]]
         compared += len(beside)
-        if compared > _MOST_COMPARISONS:
+        if compared > _COMPARISONS + _COMPARISONS_PER_BOX * len(boxes):
             return f"its {len(boxes)} pieces lie in no order"
         if any(
             all(b < o + n and o < b + s for b, s, o, n in zip(begin, size, other, length)) for other, length in beside
@@ -59,10 +67,20 @@ def _overlap(boxes: Sequence[Box]) -> str | None:
     return None
 
 
+def are_sizes(value: Any, most: int = MAX_SIZE) -> bool:
+    """Whether a value from a file can be a shape, a stride or offsets: numbers from 0 to `most`, not too many."""
+    if not isinstance(value, (tuple, list)) or len(value) > MAX_DIMENSIONS:
+        return False
+    return all(type(size) is int and 0 <= size <= most for size in value)
+
+
 def contiguous_stride(shape: tuple[int, ...]) -> tuple[int, ...]:
-    """Elements from one index to the next in each dimension, in C order."""
+    """Elements from one index to the next in each dimension, in C order; none beyond MAX_SIZE.
+
+    A shape without elements may have any number of dimensions, whose product has as many digits.
+    """
     strides, step = [], 1
     for size in reversed(shape):
         strides.append(step)
-        step *= max(size, 1)
+        step = min(step * max(size, 1), MAX_SIZE)
     return tuple(reversed(strides))

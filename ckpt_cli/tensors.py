@@ -119,7 +119,12 @@ def about(path: str) -> Iterator[None]:
 
 def readable(tensor: TensorInfo) -> str | None:
     """Why the tensor's bytes cannot be had, or None."""
+    if tensor.form == "zeros":
+        return None
     if tensor.form == "chunked":
+        places = {(s.file, s.offset): s.bytes for _, piece in tensor.pieces if (s := piece.storage)}
+        if why := _repeated(tensor, sum(places.values())):
+            return why
         return next((why for _, piece in tensor.pieces if (why := readable(piece))), None)
     if tensor.storage is None or tensor.form not in ("strided", "quantized", "archived"):
         kinds = {
@@ -129,9 +134,13 @@ def readable(tensor: TensorInfo) -> str | None:
         return kinds.get(tensor.form, f"it is {tensor.form}")
     if tensor.signs and not tensor.dtype.startswith(("float", "bfloat", "complex")):
         return f"it is marked as {tensor.signs}"
-    if tensor.bytes > _MAX_EXPANSION * max(tensor.storage.bytes, 1 << 20):
-        return f"it repeats {tensor.storage.bytes} bytes to {tensor.bytes}"
-    return None
+    return _repeated(tensor, tensor.storage.bytes)
+
+
+def _repeated(tensor: TensorInfo, there: int) -> str | None:
+    if tensor.bytes <= _MAX_EXPANSION * max(there, 1 << 20):
+        return None
+    return f"it repeats {there} bytes to {tensor.bytes}"
 
 
 def blocks(files: Files, tensor: TensorInfo) -> Iterator[memoryview]:
@@ -142,6 +151,10 @@ def blocks(files: Files, tensor: TensorInfo) -> Iterator[memoryview]:
     reason = readable(tensor)
     if reason:
         raise CkptError(f"tensor {tensor.name!a} cannot be read: {reason}")
+    if tensor.form == "zeros":
+        nothing = memoryview(bytes(min(RANGE, tensor.bytes)))
+        yield from (nothing[: tensor.bytes - at] for at in range(0, tensor.bytes, RANGE))
+        return
     if tensor.form == "chunked":
         yield from joined(
             tensor._replace(pieces=tuple((at, unpacked(files, piece)) for at, piece in tensor.pieces)),

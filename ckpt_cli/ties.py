@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from ckpt_cli.checkpoint import TensorInfo
+from ckpt_cli.errors import CkptError
+from ckpt_cli.formats._dtypes import ITEMSIZE
 from ckpt_cli.shapes import contiguous_stride
 from ckpt_cli.views import is_contiguous
 
@@ -24,10 +27,10 @@ def untie(
     named: Sequence[tuple[str, TensorInfo]],
 ) -> tuple[list[tuple[str, TensorInfo]], list[Alias], list[str]]:
     """What is written, what is an alias of something written, and what is shared but has to be written twice."""
-    by_storage: dict[str, list[tuple[str, TensorInfo]]] = {}
+    by_storage: dict[tuple[str, str], list[tuple[str, TensorInfo]]] = {}
     for name, tensor in named:
         if tensor.storage and tensor.bytes:
-            by_storage.setdefault(tensor.storage.name, []).append((name, tensor))
+            by_storage.setdefault((tensor.storage.file, tensor.storage.name), []).append((name, tensor))
     aliases: dict[str, Alias] = {}
     notes: list[str] = []
     for group in by_storage.values():
@@ -35,6 +38,51 @@ def untie(
             _untie(group, aliases, notes)
     kept = [(name, tensor) for name, tensor in named if name not in aliases]
     return kept, [aliases[name] for name, _ in named if name in aliases], notes
+
+
+def written(aliases: Sequence[Alias]) -> str:
+    """The aliases as JSON, by name, for `recorded` to read."""
+    return json.dumps(
+        {
+            a.name: {"of": a.of, "dtype": a.tensor.dtype, "shape": a.tensor.shape, "stride": a.tensor.stride,
+                     "offset": a.offset}
+            for a in aliases
+        }
+    )  # fmt: skip
+
+
+def recorded(path: str, text: str, tensors: Mapping[str, TensorInfo]) -> list[Alias]:
+    """The aliases that `written` made, checked against the tensors they are of. Raises CkptError where one does not
+    fit."""
+    try:
+        told = json.loads(text)
+    except (ValueError, RecursionError):
+        told = None
+    if not isinstance(told, dict):
+        raise CkptError(f"{path}: its ckpt.aliases is no JSON object")
+    found = []
+    for name, entry in told.items():
+        of = entry.get("of") if isinstance(entry, dict) else None
+        alias = _recorded(name, entry, tensors[of]) if isinstance(of, str) and of in tensors else None
+        if alias is None or name in tensors:
+            raise CkptError(f"{path}: its ckpt.aliases has an entry {name!a} that does not fit its tensors")
+        found.append(alias)
+    return found
+
+
+def _recorded(name: str, entry: Mapping[str, Any], host: TensorInfo) -> Alias | None:
+    dtype, shape, stride, at = (entry.get(key) for key in ("dtype", "shape", "stride", "offset"))
+    if not (isinstance(dtype, str) and dtype in ITEMSIZE and isinstance(shape, list) and isinstance(stride, list)):
+        return None
+    if len(shape) != len(stride) or not all(type(n) is int and 0 <= n < 2**63 for n in (*shape, *stride, at)):
+        return None
+    assert isinstance(at, int)
+    size = ITEMSIZE[dtype]
+    reach = at + 1 + sum((n - 1) * step for n, step in zip(shape, stride))
+    if 0 not in shape and reach * size > host.bytes:
+        return None
+    tensor = TensorInfo(name, dtype, tuple(shape), tuple(stride), at, size, host.storage)
+    return Alias(name, host.name, tensor, at)
 
 
 def _untie(group: Sequence[tuple[str, TensorInfo]], aliases: dict[str, Alias], notes: list[str]) -> None:

@@ -33,7 +33,7 @@ from ckpt_cli.agreement import disagreements, index_faults
 from ckpt_cli.checkpoint import Checkpoint, Problem
 from ckpt_cli.contents import indexes_of
 from ckpt_cli.errors import CkptError, Interrupted, Refused
-from ckpt_cli.integrity import Checked, Job, Slice, check_file, kind_of, problem_of, slices_of
+from ckpt_cli.integrity import Checked, Job, Slice, check_file, kind_of, problem_of, size_of, slices_of
 from ckpt_cli.tensors import check_end
 
 Status = Literal["ok", "damaged", "unverifiable", "skipped"]
@@ -151,7 +151,7 @@ def _is_own(path: str) -> bool:
 
 def bytes_of(units: Iterable[Unit]) -> int:
     """How much there is to look at, as far as it can be known: for a bar."""
-    return sum(_size(job.path) for unit in units for job in unit.jobs)
+    return sum(size_of(job.path) for unit in units for job in unit.jobs)
 
 
 def verify(units: Sequence[Unit], jobs: int, advance: Callable[[int], None]) -> Iterator[Verified]:
@@ -163,7 +163,7 @@ def verify(units: Sequence[Unit], jobs: int, advance: Callable[[int], None]) -> 
 
     stopped = threading.Event()
     uses = Counter(job for unit in units for job in unit.jobs)
-    sizes = {job: _size(job.path) for job in uses}
+    sizes = {job: size_of(job.path) for job in uses}
     total = sum(sizes.values())
 
     def tick(count: int) -> None:
@@ -255,10 +255,3 @@ def record(done: Sequence[Verified]) -> list[str]:
         listed = {path: digest for path, digest in digests.items() if manifest.inside(place, path)}
         manifest.write(place, listed, replace=os.path.lexists(place))
     return [place for place, _ in whole]
-
-
-def _size(path: str) -> int:
-    try:
-        return os.stat(path).st_size
-    except OSError:
-        return 0

@@ -99,6 +99,22 @@ def looks_up_names(source: ast.AST) -> Iterator[str]:
             yield f"line {node.lineno}: {node.module}"
 
 
+def neighbours(source: ast.AST, folder: str) -> Iterator[str]:
+    """The plug-ins of its own folder that a module imports; those with an underscore are what they share."""
+    package = f"ckpt_cli.{folder}"
+    for node in ast.walk(source):
+        names: list[str] = []
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module == package:
+            names = [f"{package}.{a.name}" for a in node.names if (PACKAGE / folder / f"{a.name}.py").exists()]
+        elif isinstance(node, ast.ImportFrom) and node.level:
+            names = [f"{package}.{node.module or '(relative)'}"]
+        elif isinstance(node, ast.ImportFrom):
+            names = [node.module or ""]
+        yield from (n for n in names if n.startswith(f"{package}.") and not n.startswith(f"{package}._"))
+
+
 # --- the checkers themselves: a rule that finds nothing must be able to
 
 
@@ -127,7 +143,28 @@ def test_the_check_of_lookups(line: str) -> None:
     assert len(list(looks_up_names(ast.parse(line)))) == 1
 
 
+@pytest.mark.parametrize(
+    ("line", "found"),
+    [
+        ("from ckpt_cli.formats import dcp", 1), ("from ckpt_cli.formats.dcp import read", 1), ("from . import dcp", 1),
+        ("import ckpt_cli.formats.dcp", 1), ("from .dcp import read", 1), ("if x: import ckpt_cli.formats.dcp", 1),
+        ("from ckpt_cli.formats import ByteSource, _zip", 0), ("from ckpt_cli.formats._zip import Record", 0),
+        ("from ckpt_cli.shapes import Box", 0),
+    ],
+)  # fmt: skip
+def test_the_check_of_neighbours(line: str, found: int) -> None:
+    assert len(list(neighbours(ast.parse(line), "formats"))) == found
+
+
 # --- the rules
+
+PLUGINS = [name for name in NAMES if name.count("/") == 1 and name.split("/")[0] in ("formats", "layouts", "maps")]
+
+
+@pytest.mark.parametrize("name", [name for name in PLUGINS if not name.endswith("__init__.py")])
+def test_plugins_never_import_each_other(name: str) -> None:
+    """One file can be read alone, and another taken away."""
+    assert list(neighbours(tree(PACKAGE / name), name.split("/")[0])) == []
 
 
 @pytest.mark.parametrize("name", NAMES)

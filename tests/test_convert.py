@@ -20,12 +20,14 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from ckpt_cli import convert as conversion
-from ckpt_cli import tensors
-from ckpt_cli.convert import Recipe, convert, output_path
+from ckpt_cli import tensors, writing
+from ckpt_cli.convert import Recipe, convert
 from ckpt_cli.errors import CkptError, Damaged, Refused
 from ckpt_cli.formats import FileSource
 from ckpt_cli.formats.safetensors import DTYPES as NAMES
+from ckpt_cli.places import output_path
 from ckpt_cli.tensors import check_end, read_tensors
+from ckpt_cli.writing import write
 from tests.conftest import REPOSITORY, Run
 from tests.torch_files import DTYPES, filled, flip, named, places, plain, swap_bytes
 
@@ -36,6 +38,12 @@ def header(path: Path) -> dict[str, Any]:
     data = path.read_bytes()
     found: dict[str, Any] = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
     return found
+
+
+def header_bytes(recipe: Recipe) -> int:
+    first = recipe.outputs[0].segments[0]
+    assert isinstance(first, bytes)
+    return len(first)
 
 
 def restored(path: Path) -> dict[str, torch.Tensor]:
@@ -124,12 +132,12 @@ def test_sharing_is_kept_and_written_once(tmp_path: Path) -> None:
     torch.save(state, tmp_path / "tied.pt")
     recipe = convert(str(tmp_path / "tied.pt"), str(tmp_path / "tied.safetensors"))
     assert_same(tmp_path / "tied.pt", tmp_path / "tied.safetensors")
-    assert {entry.name for entry in recipe.entries} == {"emb", "turned alone", "other", "empty view"}
+    assert {item.name for item in recipe.items} == {"emb", "turned alone", "other", "empty view"}
     assert {alias.name: alias.of for alias in recipe.aliases} == {
         **dict.fromkeys(("half", "head", "flat", "turned", "column", "diagonal", "expanded"), "emb"),
         "turned again": "turned alone",
     }
-    assert recipe.bytes - len(recipe.header) == 160 + 48 + 24
+    assert recipe.bytes - header_bytes(recipe) == 160 + 48 + 24
     assert recipe.notes == ()
 
 
@@ -150,9 +158,9 @@ def test_many_views_of_one_storage(tmp_path: Path) -> None:
     torch.save(state, tmp_path / "flat.pt")
     file = read_tensors(str(tmp_path / "flat.pt"))
     begun = time.process_time()
-    recipe = conversion.plan(file, {})
+    recipe = conversion.plan([file], str(tmp_path / "out.safetensors"))
     assert time.process_time() - begun < 3
-    assert (len(recipe.entries), recipe.aliases, recipe.notes) == (10_000, (), ())
+    assert (len(recipe.items), recipe.aliases, recipe.notes) == (10_000, (), ())
 
 
 @pytest.mark.parametrize("block", [64, 1000])
@@ -160,7 +168,7 @@ def test_larger_than_a_block(block: int, tmp_path: Path, monkeypatch: pytest.Mon
     """Strided, signed and plain tensors of many blocks."""
     monkeypatch.setattr("ckpt_cli.views.BLOCK", block)
     monkeypatch.setattr(tensors, "RANGE", block)
-    monkeypatch.setattr(conversion, "_FLUSH", 3 * block)
+    monkeypatch.setattr(writing, "_FLUSH", 3 * block)
     base = filled(torch.float32, 50, 60)
     other = filled(torch.complex64, 20, 9)
     state = {"turned": base.t(), "sliced": filled(torch.int16, 70, 70)[3:, ::3], "wide": filled(torch.uint8, 5000)}
@@ -168,11 +176,11 @@ def test_larger_than_a_block(block: int, tmp_path: Path, monkeypatch: pytest.Mon
         {**state, "conjugated": other.conj(), "cube": filled(torch.int64, 9, 8, 7).permute(2, 0, 1)}, tmp_path / "a.pt"
     )
     done: list[int] = []
-    recipe = conversion.plan(read_tensors(str(tmp_path / "a.pt")), {})
-    conversion.write(recipe, str(tmp_path / "a.safetensors"), False, done.append)
+    recipe = conversion.plan([read_tensors(str(tmp_path / "a.pt"))], str(tmp_path / "a.safetensors"))
+    write(recipe.outputs, False, done.append)
     assert assert_same(tmp_path / "a.pt", tmp_path / "a.safetensors") == 5
     assert len(done) > 50
-    assert sum(done) == 2 * (recipe.bytes - len(recipe.header))
+    assert sum(done) == 2 * (recipe.bytes - header_bytes(recipe))
 
 
 def test_zero_sizes_and_scalars(tmp_path: Path) -> None:
@@ -214,6 +222,7 @@ def test_nested_sources_and_values(tmp_path: Path) -> None:
     assert_same(tmp_path / "file.pt", tmp_path / "out.safetensors")
     told = header(tmp_path / "out.safetensors")["__metadata__"]
     assert json.loads(told.pop("ckpt.values")) == {"epoch": 3, "name": "é"}
+    assert json.loads(told.pop("ckpt.kinds"))["optimizer.state"] == "list"
     assert told == {"format": "pt", "note": "x"}
 
 
@@ -395,7 +404,7 @@ def test_short_reads_and_writes(model: Path, monkeypatch: pytest.MonkeyPatch) ->
 def test_without_advice_to_the_kernel(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Not every platform takes it; the output is the same."""
     first, second = model.with_name("first.safetensors"), model.with_name("second.safetensors")
-    monkeypatch.setattr(conversion, "_FLUSH", 10)
+    monkeypatch.setattr(writing, "_FLUSH", 10)
     convert(str(model), str(first))
     monkeypatch.delattr(os, "posix_fadvise", raising=False)
     convert(str(model), str(second))
@@ -403,17 +412,17 @@ def test_without_advice_to_the_kernel(model: Path, monkeypatch: pytest.MonkeyPat
 
 
 def test_a_source_that_shrinks_meanwhile(model: Path) -> None:
-    recipe = conversion.plan(read_tensors(str(model)), {})
+    recipe = conversion.plan([read_tensors(str(model))], str(model.with_name("out.safetensors")))
     os.truncate(model, 700)
     with pytest.raises(Damaged, match="ends before byte"):
-        conversion.write(recipe, str(model.with_name("out.safetensors")), False, lambda count: None)
+        write(recipe.outputs, False, lambda count: None)
     assert left_over(model.parent) == []
 
 
 @pytest.mark.parametrize("moment", range(4))
 def test_an_interrupt_at_any_step_leaves_nothing(moment: int, model: Path) -> None:
     """Two tensors, each written and read back: four moments."""
-    recipe = conversion.plan(read_tensors(str(model)), {})
+    recipe = conversion.plan([read_tensors(str(model))], str(model.with_name("out.safetensors")))
     steps = iter(range(9))
 
     def advance(count: int) -> None:
@@ -421,21 +430,21 @@ def test_an_interrupt_at_any_step_leaves_nothing(moment: int, model: Path) -> No
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        conversion.write(recipe, str(model.with_name("out.safetensors")), False, advance)
+        write(recipe.outputs, False, advance)
     assert left_over(model.parent) == []
 
 
 SLOW = """
 import sys, time
-from ckpt_cli import convert
+from ckpt_cli import writing
 from ckpt_cli.app import main
 
-plain = convert.range_crc32
+plain = writing.range_crc32
 def slow(source, offset, length, advance=None):
     print("reading", flush=True)
     time.sleep(30)
     return plain(source, offset, length, advance)
-convert.range_crc32 = slow
+writing.range_crc32 = slow
 sys.exit(main(["convert", sys.argv[1], "-o", sys.argv[2]]))
 """
 
@@ -501,13 +510,13 @@ def test_an_existing_output(model: Path, call: Run) -> None:
 
 def test_an_output_that_appears_meanwhile(model: Path) -> None:
     target = model.with_name("out.safetensors")
-    recipe = conversion.plan(read_tensors(str(model)), {})
+    recipe = conversion.plan([read_tensors(str(model))], str(target))
 
     def intrude(count: int) -> None:
         target.write_bytes(b"new")
 
     with pytest.raises(Refused):
-        conversion.write(recipe, str(target), False, intrude)
+        write(recipe.outputs, False, intrude)
     assert target.read_bytes() == b"new"
     assert left_over(model.parent) == ["out.safetensors"]
 
@@ -607,9 +616,9 @@ def test_metadata_of_a_path_that_is_no_text(model: Path) -> None:
 
 
 def test_default_name(model: Path) -> None:
-    assert output_path("/a/model_000010.pt", None, False) == "/a/model_000010.safetensors"
-    assert output_path("/a/model.v2.pt", None, False) == "/a/model.v2.safetensors"
-    assert output_path(str(model), str(model.parent), False) == str(model.parent / "model.safetensors")
+    assert output_path(["/a/model_000010.pt"], None) == "/a/model_000010.safetensors"
+    assert output_path(["/a/model.v2.pt"], None) == "/a/model.v2.safetensors"
+    assert output_path([str(model)], str(model.parent)) == str(model.parent / "model.safetensors")
 
 
 def test_what_was_planned_is_what_is_written(model: Path) -> None:
@@ -617,7 +626,7 @@ def test_what_was_planned_is_what_is_written(model: Path) -> None:
     assert isinstance(recipe, Recipe)
     assert model.with_name("out.safetensors").stat().st_size == recipe.bytes
     with FileSource(str(model.with_name("out.safetensors"))) as source:
-        assert source.read_at(0, len(recipe.header)) == recipe.header
+        assert source.read_at(0, header_bytes(recipe)) == recipe.outputs[0].segments[0]
 
 
 # --- real files

@@ -9,6 +9,7 @@ import os
 import pickle
 import random
 import re
+import struct
 import subprocess
 import sys
 import time
@@ -488,7 +489,19 @@ HOSTILE: dict[str, tuple[bytes, str | None]] = {
     ),
     "key that unfolds": (b"}(" + b"N" * 999 + b"t" + b"q\x000(" + b"h\0" * 999 + b"tNs", "as a key"),
     "key that is a list": (b"}]Ns", "a list as a key"),
-    "key that is a tensor": (b"}" + tensor() + b"Ns", "as a key"),
+    "key that is a tensor": (b"}" + tensor() + b"Ns", None),
+    "key that is a set": (b"}\x8fNs", "a set as a key"),
+    "key that is a set in a tuple": (b"}\x8f\x85Ns", "a set as a key"),
+    "key of frozen sets nested deep": (b"}" + b"(" * 1000 + b"\x91" * 1000 + b"Ns", "as a key"),
+    "object of many arguments as a key, repeated": (
+        b"}" + name("a", "b") + b"(" + b"N" * 100_000 + b"]tR" + tensor() + b"sq\x000](" + b"h\0" * 40_000 + b"e", None
+    ),
+    "numbers as keys that all have the same hash": (
+        b"}" + b"".join(
+            name("builtins", "complex") + b"G" + struct.pack(">d", 1000003.0 * k) + b"G" + struct.pack(">d", -k)
+            + b"\x86RNs" for k in range(1, 20_000)
+        ), None
+    ),
     "digits": (b"L" + b"9" * 10_000 + b"L\n", "10000 digits"),
     "digits as an integer": (b"I" + b"9" * 10_000 + b"\n", "10000 digits"),
     "digits of a binary number": (b"}\x8b" + (4096).to_bytes(4, "little") + b"\x7f" * 4096 + b"Ns", "4096 bytes"),
@@ -542,6 +555,9 @@ HOSTILE: dict[str, tuple[bytes, str | None]] = {
     "a thousand dimensions": (tensor(shape=b"(" + b"K\x01" * 1000 + b"t", stride=b"(" + b"K\x01" * 1000 + b"t"), "64"),
     "2**124 elements of one": (
         tensor(shape=(b"\x8a\x08" + HUGE) * 2 + b"\x86", stride=b"K\0K\0\x86"), None
+    ),
+    "2**186 elements of one": (
+        tensor(shape=(b"\x8a\x08" + HUGE) * 3 + b"\x87", stride=b"K\0K\0K\0\x87"), "overflows"
     ),
     "item of a tensor": (tensor() + text("x") + b"Ns", "sets an item"),
     "append to a dict": (b"}Na", "appends to a dict"),
@@ -1058,7 +1074,17 @@ def test_a_large_pickle_is_read_in_reasonable_time(tmp_path: Path) -> None:
     assert time.process_time() - begun < 5
 
 
-@pytest.mark.parametrize("name", ["myproj.io.Config", "nets.code.Args", "lab.commands.Opts", "company.site.cfg.Cfg"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "myproj.io.Config",
+        "nets.code.Args",
+        "lab.commands.Opts",
+        "company.site.cfg.Cfg",
+        "code.train.Args",
+        "trace.cfg.Cfg",
+    ],
+)
 def test_a_module_that_is_called_like_another_runs_nothing(name: str, tmp_path: Path) -> None:
     """People call their own modules io and code."""
     module, _, attribute = name.rpartition(".")

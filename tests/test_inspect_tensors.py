@@ -600,3 +600,14 @@ def loaded(path: Path) -> Any:
 
 def test_the_library_is_chosen_once() -> None:
     assert decoding.arrays() is decoding.arrays() and decoding.arrays().module is numpy
+
+
+@pytest.mark.parametrize("options", [(), ("--filter", "x*"), ("--filter", "x*", "--values")])
+def test_stderr_is_the_same_with_json(options: tuple[str, ...], tmp_path: Path, call: Run) -> None:
+    """Names that were not loaded, and a search that found nothing, are said either way."""
+    torch.save({"w": torch.ones(2), "args": Namespace(lr=0.1)}, tmp_path / "file.pt")
+    said, told = (call("inspect", "tensors", tmp_path / "file.pt", *options, *more) for more in ((), ("--json",)))
+    assert said.err == told.err and "argparse.Namespace" in told.err
+    assert said.code == told.code == (1 if options else 0)
+    assert told.json["foreign_globals"]
+    assert ("name matches" in told.err) == bool(options)

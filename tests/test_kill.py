@@ -61,12 +61,13 @@ def plant(mode, at, log):
             if mode == "torn" and name == "write":
                 real(args[0], args[1][: len(args[1]) // 2])
                 os.kill(os.getpid(), signal.SIGKILL)
-            result = real(*args, **kwargs)
-            if mode == "after":
-                os.kill(os.getpid(), signal.SIGKILL)
-            if mode.startswith("after-SIG"):
-                os.kill(os.getpid(), getattr(signal, mode[6:]))
-            return result
+            try:
+                return real(*args, **kwargs)
+            finally:
+                if mode == "after":
+                    os.kill(os.getpid(), signal.SIGKILL)
+                if mode.startswith("after-SIG"):
+                    os.kill(os.getpid(), getattr(signal, mode[6:]))
         return call
     real_write = os.write
     for name in CALLS:
@@ -207,6 +208,34 @@ def write_tree(root: Path, runs: Sequence[str]) -> None:
                 else:
                     torch.save(value, folder / name)
                 os.utime(folder / name, (old + step, old + step))
+
+
+def age(path: Path, seconds: float) -> None:
+    os.utime(path, (time.time() - seconds,) * 2)
+
+
+TRAINER = ("model.safetensors", "config.json", "trainer_state.json", "optimizer.pt", "scheduler.pt", "rng_state.pth")
+
+
+def write_trainer(run: Path, steps: tuple[int, ...], best: int | None = None) -> Path:
+    """A run of transformers' Trainer, each step two days old and after the one before."""
+    import torch
+    from safetensors.torch import save_file
+
+    for step in steps:
+        folder = run / f"checkpoint-{step}"
+        folder.mkdir(parents=True)
+        save_file({"w": torch.full((4,), float(step))}, folder / "model.safetensors")
+        state: dict[str, Any] = {"global_step": step, "log_history": [{"step": step, "eval_loss": 1 - step / 1000}]}
+        if best is not None:
+            state |= {"best_global_step": best, "best_model_checkpoint": f"/moved/checkpoint-{best}"}
+        (folder / "trainer_state.json").write_text(json.dumps(state))
+        (folder / "config.json").write_text('{"model_type": "gpt2"}')
+        for name in TRAINER[3:]:
+            torch.save({"step": torch.tensor(float(step))}, folder / name)
+        for name in TRAINER:
+            age(folder / name, 2 * 86400 - step)
+    return run
 
 
 def part_names(step: int) -> list[str]:
@@ -465,6 +494,106 @@ def test_killed_recovery(bench: Bench, single: Path, argv: tuple[str, ...]) -> N
     note_tried("recovery", len(points))
     for tree, _ in states.values():
         shutil.rmtree(tree)
+
+
+def optimizers(tree: Path, run: str, step: int) -> list[str]:
+    """The optimizer's files that lie in their place, each as it was."""
+    return [name for name in part_names(step)[2:] if (tree / "base_checkpoints" / run / name).exists()]
+
+
+STRIP = ("prune", "--keep", "2", "--optimizer-only", "--yes")
+
+
+@pytest.mark.parametrize("argv", [STRIP, (*STRIP, "--trash")], ids=["strip", "trash"])
+def test_killed_optimizer_only(bench: Bench, argv: tuple[str, ...]) -> None:
+    """A kill anywhere while optimizers go: every model stays, and of each step all ranks are there or none."""
+    calls = counted(bench, argv, bench.pristine)
+
+    def models(tree: Path) -> None:
+        for run in RUNS:
+            for step in (100, 200):
+                for name in part_names(step)[:2]:
+                    path = f"base_checkpoints/{run}/{name}"
+                    assert (tree / path).read_bytes() == bench.whole[path], path
+        check_instant(tree, (300, 400), bench.whole)
+
+    def check(worker: Worker, tree: Path, point: tuple[str, int]) -> None:
+        assert worker.run([argv[0], tree, *argv[1:]], *point).code == -signal.SIGKILL
+        models(tree)
+        assert worker.run(["prune", tree, "--keep", "9", "--yes"]).code == 0
+        models(tree)
+        for run in RUNS:
+            for step in (100, 200):
+                assert len(optimizers(tree, run, step)) in (0, 2), f"{run}/{step} has lost a rank"
+        if argv is not STRIP:
+            if list(tree.rglob(".ckpt-trash")):
+                assert worker.run([UNDO[0], tree, *UNDO[1:]]).code == 0
+            assert contents(tree) == bench.whole
+            return
+        after = worker.run([STRIP[0], tree, *STRIP[1:]])
+        assert after.code == 0, after.err
+        models(tree)
+        assert not any(optimizers(tree, run, step) for run in RUNS for step in (100, 200))
+        assert not list(tree.rglob(".ckpt-trash"))
+
+    points = points_of(calls)
+    bench.each(check, points, bench.pristine)
+    note_tried("optimizer only", len(points))
+
+
+@pytest.fixture(scope="module")
+def stepped(bench: Bench) -> Path:
+    """A run whose steps are folders."""
+    write_trainer(bench.folder / "stepped" / "out", (100, 200, 300))
+    return bench.folder / "stepped"
+
+
+@pytest.mark.parametrize("how", ["prune", "trash", "undo", "purge"])
+def test_killed_among_folders(bench: Bench, stepped: Path, how: str) -> None:
+    """Steps that are folders: each is whole, in the trash or gone altogether, and the trainer finds a whole one."""
+    whole = contents(stepped)
+    keep = ("prune", "--keep", "1", "--yes")
+    base, argv = stepped, {"trash": (*keep, "--trash"), "undo": UNDO, "purge": PURGE}.get(how, keep)
+    worker = bench.workers.get()
+    if how in ("undo", "purge"):
+        base = bench.folder / f"stepped-{how}"
+        copy(stepped, base)
+        assert worker.run([keep[0], base, *keep[1:], "--trash"]).code == 0
+    calls = counted_by(worker, argv, base, bench.folder / "counting")
+    bench.workers.put(worker)
+
+    def is_there(tree: Path, step: int) -> bool:
+        folder = tree / "out" / f"checkpoint-{step}"
+        return all((folder / name).exists() and (folder / name).read_bytes() == whole[f"out/{folder.name}/{name}"]
+                   for name in TRAINER)  # fmt: skip
+
+    def instant(tree: Path) -> None:
+        found = max(int(path.name.partition("-")[2]) for path in (tree / "out").glob("checkpoint-*"))
+        assert found == 300 and is_there(tree, 300)
+
+    def check(worker: Worker, tree: Path, point: tuple[str, int]) -> None:
+        assert worker.run([argv[0], tree, *argv[1:]], *point).code == -signal.SIGKILL
+        instant(tree)
+        after = worker.run(["prune", tree, "--keep", "9", "--yes"])
+        assert after.code == 0, after.err
+        instant(tree)
+        for step in (100, 200):
+            away = list((tree / "out").glob(f".ckpt-trash/*/checkpoint-{step}/*"))
+            here = list((tree / "out").glob(f"checkpoint-{step}/*"))
+            assert (is_there(tree, step) and not away) or (not here and len(away) in (0, len(TRAINER))), (here, away)
+        after = worker.run([argv[0], tree, *argv[1:]])
+        assert after.code in (0, 1), after.err  # 1: of an undo or a purge there was nothing left to do
+        wanted = [300] if how != "undo" else [100, 200, 300]
+        assert [step for step in (100, 200, 300) if (tree / "out" / f"checkpoint-{step}").exists()] == wanted
+        if how != "trash":
+            assert {str(path.relative_to(tree)) for path in tree.rglob("*") if path.is_file()} == {
+                name for name in whole if int(name.split("/")[1][11:]) in wanted
+            }
+            assert not list(tree.rglob(".ckpt-trash"))
+
+    points = points_of(calls)
+    bench.each(check, points, base)
+    note_tried(f"folders, {how}", len(points))
 
 
 def _shape(tree: Path) -> Iterator[tuple[str, int]]:

@@ -805,3 +805,17 @@ def test_real_models(shared: Path) -> None:
             assert model.state == "complete"
             assert set(os.listdir(model.dir)) - names <= {"expected.json", "tune.pt", "meta.pth"}
             assert names.isdisjoint({"expected.json", "tune.pt", "meta.pth"})
+
+
+def test_fsdp_in_one_file(tmp_path: Path) -> None:
+    """FULL_STATE_DICT: the model under a name of FSDP's, alone or beside what the Trainer saved of it."""
+    common = ("trainer_state.json", "training_args.bin", "scheduler.pt", "optimizer.bin", "pytorch_model_fsdp.bin")
+    for name in common:
+        put(tmp_path / "alone" / "checkpoint-10" / name, {})
+    for name in (*common, "model.safetensors", "config.json"):
+        put(tmp_path / "both" / "checkpoint-10" / name, {})
+    there = found(age(tmp_path))
+    assert {ref: c.state for ref, c in there.items()} == {"alone/10": "complete", "both/10": "complete"}
+    models = {ref: [os.path.basename(part.path) for part in c.having("model")] for ref, c in there.items()}
+    assert models == {"alone/10": ["pytorch_model_fsdp.bin"], "both/10": ["model.safetensors"]}
+    assert "pytorch_model_fsdp.bin" in [os.path.basename(part.path) for part in there["both/10"].having("other")]

@@ -203,8 +203,9 @@ def test_the_real_run_of_lightning(shared: Path) -> None:
 def test_loose_files(tmp_path: Path) -> None:
     """One alone is its folder; several are told by their stems."""
     write(tmp_path, "one/model.pt", "some/a.pth", "some/b.bin", "some/c.safetensors", "some/d.jit", "some/e.ckpt")
+    write(tmp_path, "some/f.pth.tar")
     there = found(tmp_path)
-    assert set(there) == {"one", "some/a", "some/b", "some/c", "some/d", "some/e"}
+    assert set(there) == {"one", "some/a", "some/b", "some/c", "some/d", "some/e", "some/f.pth"}
     assert {(c.layout, c.state) for c in there.values()} == {("loose", "complete")}
     one = there["one"]
     assert (one.step, one.unit, one.name, one.state, one.resumable) == (None, None, "model", "complete", None)
@@ -218,20 +219,18 @@ def test_roles_of_loose_files(tmp_path: Path) -> None:
         "optimizer": "optimizer",
         "optimum": "model",
         "recipe_state": "recipe",
-        "rng_state_1": "other",
-        "scheduler": "other",
-        "training_args": "other",
     }
     write(tmp_path, *(f"{name}.pt" for name in expected))
     assert {c.name: c.parts[0].role for c in loose.scan(next(walk(str(tmp_path))))} == expected
 
 
 def test_what_is_not_listed_as_loose(tmp_path: Path) -> None:
-    """Other suffixes, hidden and temporary files, token data."""
+    """Other suffixes, hidden and temporary files, token data, what is neither a model nor an optimizer."""
     write(
         tmp_path,
         *("a.json", "b.txt", "c.npz", "d.pt.tmp", ".e.pt", "f.distcp", "g.tar", "pt", "h.PT~", "i.pkl", "j.onnx"),
-        *("train.bin", "val.bin", "fineweb_train_000001.bin", "data/openwebtext_val.bin"),
+        *("train.bin", "val.bin", "fineweb_train_000001.bin", "data/openwebtext_val.bin", "data.bin", "vocab.bin"),
+        *("scheduler.pt", "scaler.pt", "rng_state_1.pth", "training_args.bin"),
         content=b"x",
     )
     (tmp_path / "folder.pt").mkdir()

@@ -21,8 +21,8 @@ from ckpt_cli.commands.inspect_optim import _read
 from ckpt_cli.discover import discover
 from ckpt_cli.errors import Damaged
 from ckpt_cli.optimizer import OptimizerState, optimizer_state, without_state
+from ckpt_cli.query import Query
 from ckpt_cli.root import Root
-from ckpt_cli.selector import Query
 from ckpt_cli.tensors import read_tensors
 from tests.conftest import REPOSITORY, Run
 from tests.torch_files import flip, places

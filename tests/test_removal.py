@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from ckpt_cli import journal, removal
+from ckpt_cli import journal, removal, settling
 from ckpt_cli.atomic import locked
 from ckpt_cli.errors import CkptError, Interrupted, NotFound, Refused
 from ckpt_cli.ui import out
@@ -654,8 +654,8 @@ def test_settled_meanwhile(call: Run, root: Path, run: Path) -> None:
     before = contents(root)
     assert call("prune", root, "--tag", "d2", "--keep", "3", "--trash", "--yes").code == 0
     (operation,) = journal.operations(str(run))
-    assert removal.undo(operation).done == ["base/d2/100"]
-    for again in (removal.undo, removal.purge):
+    assert settling.undo(operation).done == ["base/d2/100"]
+    for again in (settling.undo, settling.purge):
         with pytest.raises(NotFound):
             again(operation)
     assert contents(root) == before
@@ -711,7 +711,10 @@ GARBLED: dict[str, object] = {
     "text for bytes": {"trash": False, "removals": [{"ref": "r", "files": [["model_000100.pt", "x", 1, 1]]}]},
     "number for name": {"trash": False, "removals": [{"ref": "r", "files": [[7, 1, 1, 1]]}]},
 }
-NAMES = ("../../../../outside.pt", "/OUT", "..", ".", "", "sub/../model_000100.pt", "sub//model_000100.pt", "../journal", "journal", "a\x00b")
+NAMES = (
+    "../../../../outside.pt", "/OUT", "..", ".", "", "sub/../model_000100.pt", "sub//model_000100.pt", "../journal",
+    "journal", "a\x00b",
+)  # fmt: skip
 
 
 def entry(name: str) -> dict[str, object]:
@@ -870,7 +873,7 @@ def test_dies_while_putting_back(run: Path, monkeypatch: pytest.MonkeyPatch) -> 
         with pytest.raises(Died):
             remove(run, [planned(run, 100)], False)
     assert failed and contents(run) != before
-    assert "put back" in removal.recover(str(run))[0]
+    assert "put back" in settling.recover(str(run))[0]
     assert contents(run) == before and not (run / ".ckpt-trash").exists()
 
 
@@ -879,7 +882,7 @@ def test_renames_go_model_first_and_come_back_model_last(run: Path, monkeypatch:
     gone, back = noting(monkeypatch, "rename"), noting(monkeypatch, "link")
     remove(run, [planned(run, 100)], True)
     (operation,) = journal.operations(str(run))
-    removal.undo(operation)
+    settling.undo(operation)
     assert gone == part_names(100) and back == part_names(100)[::-1]
 
 
@@ -997,7 +1000,7 @@ def test_what_cannot_be_rolled_back_is_trash(root: Path, monkeypatch: pytest.Mon
         removal.remove(
             [(str(run), [planned(run, 100)]) for run in runs[:2]], journal.new_id(), False, lambda run: False
         )
-    removal.recover(str(runs[0]))
+    settling.recover(str(runs[0]))
     (left,) = journal.operations(str(runs[0]))
     assert left.state == "trash" and left.refs == ("base/d2/100",)
     assert {path.name for path in Path(left.folder).iterdir()} == {"journal", *part_names(100)}
@@ -1022,6 +1025,6 @@ def test_purge_of_a_move_that_was_cut_off(run: Path) -> None:
     for name in [*part_names(300), part_names(200)[-1]]:
         os.rename(Path(operation.folder) / name, run / name)
     (operation,) = journal.operations(str(run))
-    outcome = removal.purge(operation)
+    outcome = settling.purge(operation)
     assert outcome.done == ["base/d2/100"] and not outcome.stayed and not (run / ".ckpt-trash").exists()
     assert steps_of(run) == [200, 300, 400] and all((run / name).exists() for name in part_names(200))

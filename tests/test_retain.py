@@ -1,40 +1,64 @@
-"""What is kept and why: the policy's golden table, and the rules that no policy may break."""
+"""What is kept and why: the rules that no policy may break, the size budget, and a plan for the optimizer alone."""
 
 from __future__ import annotations
 
 import os
+import random
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ckpt_cli.checkpoint import Checkpoint, Part, Problem
+from ckpt_cli.budget import Budget
+from ckpt_cli.checkpoint import Checkpoint, Part, Problem, Role, State
 from ckpt_cli.errors import CkptError, Refused
-from ckpt_cli.retain import Plan, Rules, keep_last, make_plan
+from ckpt_cli.policies import Policy, keep_best, keep_every, keep_last, keep_steps, keep_within
+from ckpt_cli.retain import Needs, Plan, Rules, make_plan, settled_plan
 from tests.conftest import Run
 from tests.test_discover import OLD, step, write
 
 NOW = 10**18
+GRACE = 10**6
 
 
-def checkpoint(number: int, state: str = "complete", resumable: bool = True, when: int | None = None) -> Checkpoint:
-    part = Part("model", f"/r/model_{number:06d}.pt", 10, NOW // 2 + number if when is None else when)
+def nothing(checkpoint: Checkpoint, run: Sequence[Checkpoint]) -> Sequence[Checkpoint]:
+    return ()
+
+
+def checkpoint(
+    number: int, state: State = "complete", resumable: bool = True, when: int | None = None, run: str = "d12",
+    model: int = 10, optimizer: int = 0, pinned: bool = False, metric: float | None = None, role: Role = "model",
+) -> Checkpoint:  # fmt: skip
+    """One step of a run, of a model file and an optimizer's of so many bytes, or of none where that is 0."""
+    when = NOW // 2 + number if when is None else when
+    parts = [Part(role, f"/r/{run}/model_{number:06d}.pt", model, when)]
+    if optimizer:
+        parts.append(Part("optimizer", f"/r/{run}/optim_{number:06d}_rank0.pt", optimizer, when, 0))
     problems = () if state == "complete" else (Problem("missing-part", "the meta file is missing", "/r"),)
     return Checkpoint(
-        "nanochat", "base", "d12", number, "step", f"model_{number:06d}", "/r", (part,),
-        state=state, resumable=resumable and state == "complete", problems=problems,  # type: ignore[arg-type]
+        "nanochat", "base", run, number, "step", f"model_{number:06d}", f"/r/{run}", tuple(parts), state=state,
+        resumable=resumable and state == "complete", problems=problems, pinned=pinned,
+        metrics=() if metric is None else (("val_bpb", metric),),
     )  # fmt: skip
 
 
-def plan(run: list[Checkpoint], count: int, incomplete: bool = False, trust_steps: bool = False) -> Plan:
-    needs = {"nanochat": lambda c, run: ()}
-    rules = Rules(NOW, 10**6, needs, incomplete=incomplete, trust_steps=trust_steps)
-    return make_plan(run, {"keep": keep_last(count)}, rules)
+def bounds(needs: Needs = nothing, **others: Any) -> Rules:
+    return Rules(NOW, GRACE, {"nanochat": needs}, **others)
 
 
-def steps(checkpoints: list[Checkpoint]) -> list[int]:
+def plan(run: list[Checkpoint], count: int, **others: Any) -> Plan:
+    return make_plan(run, {"keep": keep_last(count)}, bounds(**others))
+
+
+def steps(checkpoints: Sequence[Checkpoint]) -> list[int]:
     return [c.step or 0 for c in checkpoints]
+
+
+def reasons(made: Plan) -> dict[str, tuple[str, ...]]:
+    return {kept.checkpoint.ref: kept.reasons for group in made.groups for kept in group.keep}
 
 
 @pytest.mark.parametrize("there", range(8))
@@ -45,27 +69,122 @@ def test_keep_last(there: int, count: int) -> None:
     groups = plan(run, count).groups
     if there:
         assert steps([kept.checkpoint for kept in groups[0].keep]) == [10 * i for i in range(1, there + 1)][-count:]
-        assert steps(list(groups[0].remove)) == [10 * i for i in range(1, max(0, there - count) + 1)]
+        assert steps([gone.checkpoint for gone in groups[0].remove]) == [
+            10 * i for i in range(1, max(0, there - count) + 1)
+        ]
 
 
-@given(st.lists(st.tuples(st.sampled_from(["complete", "incomplete", "in-progress"]), st.booleans()), max_size=12),
-       st.integers(1, 15), st.booleans())  # fmt: skip
-def test_no_plan_removes_the_newest(run: list[tuple[str, bool]], count: int, incomplete: bool) -> None:
-    """Whatever lies there: the newest complete and resumable stay, what is in progress stays, more N keeps more."""
-    made = [checkpoint(index + 1, state, resumable) for index, (state, resumable) in enumerate(run)]
+# Any tree of two runs, and any policies: what is drawn here the laws below hold for.
+KINDS = st.tuples(
+    st.sampled_from(["d12", "d20"]),
+    st.sampled_from(["complete", "complete", "complete", "incomplete", "in-progress"]),
+    st.booleans(),
+    st.integers(0, 40),
+    st.integers(0, 40),
+    st.sampled_from([None, 0.25, 0.5, 0.5, float("nan")]),
+    st.integers(0, 9),
+)
+POLICIES: dict[str, Policy] = {
+    "keep 0": keep_last(0), "keep 1": keep_last(1), "keep 3": keep_last(3),
+    "every 4": keep_every(4), "every 5": keep_every(5),
+    "best 1": keep_best(1), "best 2, measured": keep_best(2, unmeasured=False), "steps": keep_steps([2, 5, 99]),
+    "within": keep_within((NOW - NOW // 2 - 6) / 1e9, "x"),
+}  # fmt: skip
+BUDGETS = st.sampled_from([None, *(Budget(size, f"{size}B") for size in (0, 30, 100, 300, 10**6))])
+
+
+def tree_of(kinds: Sequence[tuple[Any, ...]]) -> list[Checkpoint]:
+    return [
+        checkpoint(number, state, resumable, None, run, model, optimizer, pinned == 0, metric)
+        for number, (run, state, resumable, model, optimizer, metric, pinned) in enumerate(kinds)
+    ]
+
+
+def removed(made: Plan | None) -> set[str]:
+    return {c.ref for c in made.removed} if made else set()
+
+
+def attempt(
+    pool: list[Checkpoint], policies: Mapping[str, Policy], budget: Budget | None, **others: Any
+) -> Plan | None:
+    """The plan; None where it is refused, and so nothing goes."""
     try:
-        removed = steps(plan(made, count, incomplete=incomplete).removed)
-        fewer = steps(plan(made, count + 1, incomplete=incomplete).removed)
+        return make_plan(pool, policies, bounds(**others), budget)
     except Refused:
-        assert incomplete and not any(c.state == "complete" for c in made)
-        return
-    complete = [c for c in made if c.state == "complete"]
-    for newest in (complete[-1:], [c for c in complete if c.resumable][-1:]):
-        assert not set(steps(newest)) & set(removed)
-    assert not {c.step for c in made if c.state == "in-progress"} & set(removed)
-    assert incomplete or not {c.step for c in made if c.state == "incomplete"} & set(removed)
-    assert len(complete) - len([n for n in removed if made[n - 1].state == "complete"]) >= min(count, len(complete))
-    assert set(fewer) <= set(removed)
+        return None
+
+
+TREES = st.lists(KINDS, max_size=14)
+CHOSEN = st.sets(st.sampled_from(sorted(POLICIES)), min_size=1)
+
+
+@given(TREES, CHOSEN, st.sampled_from(sorted(POLICIES)), BUDGETS, BUDGETS, st.booleans(), st.booleans())
+def test_adding_a_keep_rule_never_removes_more(
+    kinds: list[tuple[Any, ...]], chosen: set[str], another: str, budget: Budget | None, more: Budget | None,
+    incomplete: bool, optimizer_only: bool,
+) -> None:  # fmt: skip
+    """Nor does a size budget beside the others, or a larger one; a plan that is refused removes nothing."""
+    pool, how = tree_of(kinds), {"incomplete": incomplete, "optimizer_only": optimizer_only}
+    few = {name: POLICIES[name] for name in sorted(chosen)}
+    many = {name: POLICIES[name] for name in sorted(chosen | {another})}
+    before = attempt(pool, few, budget, **how)
+    if before is not None:  # where it was refused, the further rule is what lets it be carried out
+        assert removed(attempt(pool, many, budget, **how)) <= removed(before)
+        if more and (not budget or more.bytes >= budget.bytes):
+            assert removed(attempt(pool, few, more, **how)) <= removed(before)
+
+
+@given(TREES, CHOSEN, BUDGETS, st.booleans(), st.booleans())
+def test_what_always_stays(
+    kinds: list[tuple[Any, ...]], chosen: set[str], budget: Budget | None, incomplete: bool, optimizer_only: bool
+) -> None:
+    """Each run's newest complete and newest resumable, what is pinned, in progress, or incomplete and not asked for."""
+    pool = tree_of(kinds)
+    made = attempt(
+        pool, {name: POLICIES[name] for name in chosen}, budget, incomplete=incomplete, optimizer_only=optimizer_only
+    )
+    gone = removed(made)
+    for run in ("d12", "d20"):
+        complete = [c for c in pool if c.tag == run and c.state == "complete"]
+        for newest in (complete[-1:], [c for c in complete if c.resumable][-1:]):
+            assert not {c.ref for c in newest} & gone
+    assert not {c.ref for c in pool if c.pinned or c.state == "in-progress"} & gone
+    assert incomplete or not {c.ref for c in pool if c.state == "incomplete"} & gone
+    if made:
+        listed = [kept.checkpoint.ref for group in made.groups for kept in group.keep]
+        listed += [left.checkpoint.ref for group in made.groups for left in group.ignored]
+        assert sorted([*listed, *gone]) == sorted(c.ref for c in pool)
+        assert made.freed == sum(
+            sum(p.bytes for p in c.parts if not optimizer_only or p.role == "optimizer") for c in made.removed
+        )
+
+
+@given(TREES, CHOSEN, BUDGETS, st.randoms(use_true_random=False))
+def test_the_same_plan_for_the_same_input(
+    kinds: list[tuple[Any, ...]], chosen: set[str], budget: Budget | None, chance: random.Random
+) -> None:
+    """In whatever order the checkpoints come."""
+    pool = tree_of(kinds)
+    policies = {name: POLICIES[name] for name in sorted(chosen)}
+    first = attempt(pool, policies, budget)
+    assert attempt(list(pool), policies, budget) == first
+    shuffled = list(pool)
+    chance.shuffle(shuffled)
+    again = attempt(shuffled, policies, budget)
+    assert removed(again) == removed(first) and (first is None or reasons(first) == reasons(again))  # type: ignore[arg-type]
+
+
+@given(TREES, CHOSEN, BUDGETS)
+def test_a_plan_carried_out_leaves_nothing_to_do(
+    kinds: list[tuple[Any, ...]], chosen: set[str], budget: Budget | None
+) -> None:
+    """What stays after a prune stays at the next one: pruning in a loop ends."""
+    pool = tree_of(kinds)
+    policies = {name: POLICIES[name] for name in sorted(chosen - {"every 4", "every 5"})} or {"x": keep_last(2)}
+    first = attempt(pool, policies, budget)
+    left = [c for c in pool if c.ref not in removed(first)]
+    again = attempt(left, policies, budget)
+    assert not removed(again) or first is None
 
 
 def test_restarted_run_by_any_part() -> None:
@@ -76,6 +195,15 @@ def test_restarted_run_by_any_part() -> None:
     assert steps(plan(run, 1, trust_steps=True).removed) == [10, 20]
 
 
+def test_a_clock_that_is_off() -> None:
+    """A step from the future is one that a lower step was written after: nothing goes by times that cannot be."""
+    ahead = NOW + 3600 * 10**9
+    with pytest.raises(Refused, match="restarted"):
+        plan([checkpoint(1, when=ahead), checkpoint(2, when=NOW)], 1)
+    # All of it from the future is no contradiction.
+    assert steps(plan([checkpoint(1, when=ahead), checkpoint(2, when=ahead)], 1).removed) == [1]
+
+
 def test_negative_and_nothing() -> None:
     with pytest.raises(CkptError):
         keep_last(-1)
@@ -83,6 +211,180 @@ def test_negative_and_nothing() -> None:
         make_plan([checkpoint(1)], {}, Rules(NOW, 1, {}))
     with pytest.raises(Refused, match="nothing of base/d12"):
         plan([checkpoint(1)], 0)
+    with pytest.raises(Refused, match="nothing of base/d12") as caught:
+        make_plan([checkpoint(1), checkpoint(2)], {"steps": keep_steps([9])}, bounds())
+    assert caught.value.hint and "--keep 1" in caught.value.hint
+
+
+def test_a_layout_without_rules_is_refused_only_where_it_matters() -> None:
+    with pytest.raises(Refused, match="does not say"):
+        make_plan([checkpoint(1), checkpoint(2)], {"keep": keep_last(1)}, Rules(NOW, GRACE, {}))
+    assert not make_plan([checkpoint(1)], {"keep": keep_last(1)}, Rules(NOW, GRACE, {})).removed
+
+
+# What others need.
+
+
+def pairs(table: dict[str, list[str]]) -> Needs:
+    def needs(checkpoint: Checkpoint, run: Sequence[Checkpoint]) -> Sequence[Checkpoint]:
+        return [c for c in run if c.ref in table.get(checkpoint.ref, ())]
+
+    return needs
+
+
+def test_what_is_needed_stays_and_what_that_needs() -> None:
+    run = [checkpoint(n) for n in (1, 2, 3, 4, 5)]
+    needs = pairs({"base/d12/5": ["base/d12/3"], "base/d12/3": ["base/d12/1"], "base/d12/2": ["base/d12/4"]})
+    made = plan(run, 1, needs=needs)
+    assert steps(made.removed) == [2, 4]
+    assert reasons(made)["base/d12/1"] == ("base/d12/3 needs it",)
+
+
+def test_what_is_being_written_needs_counts() -> None:
+    """The step that is just being saved names the best one so far."""
+    run = [checkpoint(1), checkpoint(2), checkpoint(3), checkpoint(4, "in-progress")]
+    made = plan(run, 1, needs=pairs({"base/d12/4": ["base/d12/1"]}))
+    assert steps(made.removed) == [2] and reasons(made)["base/d12/1"] == ("base/d12/4 needs it",)
+
+
+def test_the_base_of_an_adapter_in_another_run() -> None:
+    """Asked about or not: the adapter cannot be used without it."""
+    base = [checkpoint(n) for n in (1, 2, 3)]
+    lora = [checkpoint(n, run="lora", role="adapter") for n in (1, 2)]
+    needs = pairs({"base/lora/2": ["base/d12/1"], "base/lora/1": ["base/d12/2"]})
+    assert [c.ref for c in plan([*base, *lora], 1, needs=needs).removed] == ["base/d12/2", "base/lora/1"]
+    assert steps(plan(base, 1, needs=needs, others=lora[1:]).removed) == [2]
+    assert steps(plan(base, 1, needs=needs).removed) == [1, 2]
+    # The run of a base that only an adapter keeps still has its newest.
+    assert [c.ref for c in make_plan([*base, *lora], {"one": keep_steps([2])}, bounds(needs)).removed] == [
+        "base/lora/1"
+    ]
+    made = make_plan(base, {"keep": keep_last(0)}, bounds(needs, others=lora[1:]))
+    assert reasons(made) == {
+        "base/d12/1": ("base/lora/2 needs it",),
+        "base/d12/3": ("newest complete", "newest resumable"),
+    }
+
+
+# The size budget.
+
+
+def test_max_size() -> None:
+    run = [checkpoint(n, metric=m, model=100) for n, m in ((1, 0.9), (2, 0.1), (3, 0.5), (4, 0.6))]
+
+    def left(size: int, policies: dict[str, Policy] | None = None, **others: Any) -> tuple[list[int], int | None]:
+        made = make_plan(run, policies or {}, bounds(**others), Budget(size, "x"))
+        return steps([kept.checkpoint for kept in made.groups[0].keep]), made.over
+
+    # The newest is there in any case, then comes the best, then the newest down.
+    assert left(0) == ([4], 100) and left(100) == ([4], 0) and left(199) == ([4], 0)
+    assert left(200) == ([2, 4], 0) and left(300) == ([2, 3, 4], 0) and left(400) == ([1, 2, 3, 4], 0)
+    # Other policies keep what they keep, and change nothing about what else fits.
+    assert left(200, {"keep": keep_last(2)}) == ([2, 3, 4], 100)
+    assert left(0, {"steps": keep_steps([1])}) == ([1, 4], 200)
+
+
+def test_max_size_counts_what_cannot_go_first() -> None:
+    run = [
+        checkpoint(1, pinned=True),
+        checkpoint(2),
+        checkpoint(3, "incomplete"),
+        checkpoint(4),
+        checkpoint(5, "in-progress"),
+    ]
+
+    def left(size: int, **others: Any) -> list[int]:
+        return steps(make_plan(run, {}, bounds(**others), Budget(size, "x")).removed)
+
+    assert (
+        left(49) == [2] and left(50) == [] and left(39, incomplete=True) == [2, 3] and left(40, incomplete=True) == [3]
+    )
+
+
+def test_max_size_over_several_runs_and_needs() -> None:
+    one = [checkpoint(n, when=NOW // 2 + 10 * n) for n in (1, 2, 3)]
+    two = [checkpoint(n, run="d20", when=NOW // 2 + 10 * n + 5) for n in (1, 2)]
+    made = make_plan([*one, *two], {}, bounds(), Budget(30, "30B"))
+    assert [c.ref for c in made.removed] == ["base/d12/1", "base/d20/1"]
+    assert reasons(made)["base/d12/2"] == ("newest within 30B",) and made.policies == ("max size 30B",)
+    # A step fits together with what it needs, or not at all.
+    needs = pairs({"base/d12/2": ["base/d12/1"]})
+    assert [c.ref for c in make_plan([*one, *two], {}, bounds(needs), Budget(39, "x")).removed] == [
+        "base/d12/1", "base/d12/2", "base/d20/1",
+    ]  # fmt: skip
+    assert [c.ref for c in make_plan([*one, *two], {}, bounds(needs), Budget(40, "x")).removed] == ["base/d20/1"]
+
+
+# The optimizer alone.
+
+
+def test_optimizer_only() -> None:
+    run = [checkpoint(n, optimizer=100) for n in (1, 2, 3)]
+    made = plan(run, 1, optimizer_only=True)
+    assert [[part.role for part in gone.parts] for gone in made.groups[0].remove] == [["optimizer"], ["optimizer"]]
+    assert made.freed == 200 and steps(made.removed) == [1, 2] and not made.groups[0].stops_resuming
+    # Down to nothing: every model stays, and the run is named.
+    made = plan(run, 0, optimizer_only=True, allow_empty=True)
+    assert steps(made.removed) == [1, 2, 3] and made.groups[0].stops_resuming
+    with pytest.raises(Refused, match="nothing of base/d12") as caught:
+        plan(run, 0, optimizer_only=True)
+    assert caught.value.hint and "--optimizer-only --keep 0" in caught.value.hint
+
+
+def test_optimizer_only_spares_what_has_none_or_is_not_whole() -> None:
+    run = [checkpoint(1, resumable=False), checkpoint(2, optimizer=9), checkpoint(3, "incomplete", optimizer=9),
+           checkpoint(4, "in-progress", optimizer=9), checkpoint(5, optimizer=9)]  # fmt: skip
+    made = plan(run, 1, optimizer_only=True)
+    assert steps(made.removed) == [2]
+    assert {i.checkpoint.step: i.reason for i in made.groups[0].ignored} == {
+        1: "no optimizer file of its own", 3: "incomplete: the meta file is missing", 4: "in progress",
+    }  # fmt: skip
+    assert steps(plan(run, 0, optimizer_only=True, allow_empty=True).removed) == [2, 5]
+    assert steps(plan(run, 1, optimizer_only=True, incomplete=True).removed) == [2, 3]
+
+
+def test_optimizer_only_takes_the_index_of_its_folder_along() -> None:
+    """Sharded: without its data an index in a folder of its own would tell of files that are gone."""
+    step = checkpoint(1)
+    parts = [Part(role, f"/r/d12/{name}", 1, 1) for role, name in (  # type: ignore[arg-type]
+        ("model", "c-1/pytorch_model_0/__0_0.distcp"), ("index", "c-1/pytorch_model_0/.metadata"),
+        ("optimizer", "c-1/optimizer_0/__0_0.distcp"), ("index", "c-1/optimizer_0/.metadata"),
+        ("index", "c-1/model.index.json"),
+    )]  # fmt: skip
+    made = plan([step._replace(parts=tuple(parts)), checkpoint(2, optimizer=1)], 1, optimizer_only=True)
+    assert [p.path for p in made.groups[0].remove[0].parts] == [
+        "/r/d12/c-1/optimizer_0/__0_0.distcp", "/r/d12/c-1/optimizer_0/.metadata",
+    ]  # fmt: skip
+
+
+def test_max_size_of_optimizers() -> None:
+    """The models stay in any case; what is left of the size is for the optimizers of the newest."""
+    run = [checkpoint(n, model=10, optimizer=100) for n in (1, 2, 3)]
+    for size, gone, over in ((130, [1, 2], 0), (129, [1, 2], 1), (229, [1, 2], 0), (230, [1], 0), (330, [], 0)):
+        made = make_plan(run, {}, bounds(optimizer_only=True), Budget(size, "x"))
+        assert (steps(made.removed), made.over) == (gone, over), size
+
+
+# What is opened before a plan counts on it.
+
+
+def test_a_kept_one_that_fails_gives_its_place_to_the_next() -> None:
+    bad = {"base/d12/5", "base/d12/4"}
+
+    def check(c: Checkpoint) -> tuple[Problem, ...]:
+        return (Problem("truncated", "cut off", c.parts[0].path),) if c.ref in bad else ()
+
+    run = [checkpoint(n) for n in (1, 2, 3, 4, 5)]
+    made = settled_plan(run, {"keep": keep_last(1)}, bounds(), check)
+    assert steps(made.removed) == [1, 2] and list(reasons(made)) == ["base/d12/3"]
+    # What would go and is being written is seen to be so; what is old and damaged may go.
+    fresh = [checkpoint(n, when=NOW - GRACE // 2) for n in (3, 4, 5, 6)]
+    made = settled_plan([*run[:2], *fresh], {"keep": keep_last(1)}, bounds(), check)
+    assert steps(made.removed) == [1, 2, 3]
+    assert {i.checkpoint.step: i.checkpoint.state for i in made.groups[0].ignored} == {
+        4: "in-progress",
+        5: "in-progress",
+    }
 
 
 def test_targets_of_links_stay(tmp_path: Path, tree: Path, call: Run) -> None:

@@ -10,8 +10,9 @@ import pytest
 
 from ckpt_cli.errors import CkptError, NotFound
 from ckpt_cli.metrics import best_of, parse_metric
+from ckpt_cli.query import resolve
 from ckpt_cli.root import find_root
-from ckpt_cli.selector import choose, choose_one, resolve
+from ckpt_cli.selector import choose, choose_one
 from tests.test_discover import OLD, step, write
 
 
@@ -210,3 +211,14 @@ def test_metric_names(root: Path) -> None:
             best_of(run, text)
     with pytest.raises(NotFound):
         best_of(run, "mmlu_acc:max")
+
+
+def test_hints_name_the_root_that_was_looked_through(root: Path) -> None:
+    """`ckpt list` alone would look elsewhere."""
+    for target in ("zzzzzz", "base/d30"):
+        with pytest.raises(CkptError) as failure:
+            one(root, target)
+        assert failure.value.hint == f"`ckpt list --root {root}` shows what is there"
+    with pytest.raises(CkptError) as failure:
+        one(root, "d12/7")
+    assert failure.value.hint == "the last ones are 80, 100, 200, 300"

@@ -120,3 +120,22 @@ def test_the_user_s_file(ckpt: Run, demo_tree: Path, tmp_path: Path) -> None:
     (tmp_path / "ckpt").mkdir()
     (tmp_path / "ckpt/ckpt.toml").write_text(f'root = "{demo_tree}"\n')
     assert "base/d4/50" in ckpt("list", "-q", env={"XDG_CONFIG_HOME": str(tmp_path)}).out
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "line"),
+    [
+        ("pyproject.toml", '[tool.other]\nbad = 1\n[tool.ckpt]\nroot = "x"\nbad = 1\n', 5),
+        ("pyproject.toml", "[tool.other]\ngrace = 1\n[tool.ckpt.sources]\ngrace = 'x'\n[tool.ckpt]\ngrace = '1x'\n", 6),
+        ("pyproject.toml", "[project]\nroot = 1\n[tool]\nckpt.root = 1\n", 4),
+        ("ckpt.toml", '[policies.a]\nmetric = "x"\n[policies.b]\nkeep = 1\nbad = 2\n[sources]\nbad = 3\n', 5),
+        ("ckpt.toml", 'metric = "val_bpb"\nsources = {a = "x", metric = 3}\n', 2),
+        ("ckpt.toml", "policies.a.keep = 1\npolicies.a.bad = 1\n", 2),
+    ],
+)
+def test_the_line_is_that_of_the_right_table(tmp_path: Path, name: str, text: str, line: int) -> None:
+    """The same key may stand in other tables."""
+    (tmp_path / name).write_text(text)
+    with pytest.raises(CkptError) as raised:
+        load(str(tmp_path), None)
+    assert f"{tmp_path / name}, line {line}: " in raised.value.message

@@ -18,6 +18,7 @@ import json
 import pathlib
 import random
 import struct
+import sys
 import time
 import warnings
 import zipfile
@@ -649,6 +650,72 @@ def test_values(what: str, protocol: int, tmp_path: Path) -> None:
         assert {n.name for n in read_tensors(str(tmp_path / "legacy.pt")).foreign_globals} == {
             n.name for n in file.foreign_globals
         }
+
+
+class Mode(enum.Enum):
+    FAST = "fast"
+    SLOW = "slow"
+
+
+def test_keys(tmp_path: Path) -> None:
+    """Whatever Python takes as a key, torch loads; tensors below it are named after it, and no two alike."""
+    path = tmp_path / "file.pt"
+    plain_keys = [1j, 1.5, None, (1, ("a",)), b"x", -3, 2**70, ()]
+    saved: dict[Any, torch.Tensor] = {key: filled(torch.float32, index + 1) for index, key in enumerate(plain_keys)}
+    saved[torch.ones(2)] = filled(torch.float32, 30)
+    saved[torch.ones(2)] = filled(torch.float32, 31)
+    torch.save(saved, path)
+    found = read_tensors(str(path)).tensors
+    with Files() as files:
+        ours = [(t.dtype, t.shape, t.stride, digest(files, t)) for t in found]
+    assert ours == [row[1:] for row in told(list(torch.load(path, weights_only=True).values()))]
+    assert len({tensor.name for tensor in found}) == len(found)
+
+    more = {frozenset([1, 2]): 1, frozenset([(3,), frozenset([4])]): 2, Mode.FAST: 3, Mode.SLOW: 4}
+    for protocol in (2, 4):
+        torch.save(more, path, pickle_protocol=protocol)
+        values = read_tensors(str(path)).values
+        assert sorted(values.values()) == [1, 2, 3, 4] and values["[1, 2]"] == 1
+        assert values[f"<{__name__}.Mode slow>"] == 4
+
+
+def test_an_optimizer_pickled_whole(tmp_path: Path) -> None:
+    """Its state is kept by tensor: each has a name of its own."""
+    model = torch.nn.Linear(3, 2)
+    optimizer = torch.optim.AdamW(model.parameters())
+    model(torch.ones(1, 3)).sum().backward()
+    optimizer.step()
+    torch.save(optimizer, tmp_path / "file.pt")
+    file = read_tensors(str(tmp_path / "file.pt"))
+    names = [tensor.name for tensor in file.tensors]
+    assert len(set(names)) == len(names) == 2 * 3 + 2
+    assert {"state.<tensor>.exp_avg", "state.<tensor #2>.exp_avg", "param_groups.0.params.1"} <= set(names)
+
+
+def test_contents_nested_as_deep_as_python_pickles(tmp_path: Path) -> None:
+    made: Any = torch.ones(2)
+    for _ in range(450):
+        made = {"k": [made]}
+    limit = sys.getrecursionlimit()
+    sys.setrecursionlimit(limit + 1000)
+    try:
+        torch.save(made, tmp_path / "file.pt")
+    finally:
+        sys.setrecursionlimit(limit)
+    assert [tensor.name for tensor in read_tensors(str(tmp_path / "file.pt")).tensors] == [".".join(["k", "0"] * 450)]
+
+
+class Slotted:
+    __slots__ = ("lr", "weight")
+
+
+def test_objects_with_slots(tmp_path: Path) -> None:
+    """Their fields are told as those of other objects."""
+    made = Slotted()
+    made.lr, made.weight = 0.5, torch.ones(3)
+    torch.save({"x": made}, tmp_path / "file.pt")
+    file = read_tensors(str(tmp_path / "file.pt"))
+    assert file.values["x.lr"] == 0.5 and [tensor.name for tensor in file.tensors] == ["x.weight"]
 
 
 def test_not_a_number(tmp_path: Path) -> None:

@@ -7,17 +7,22 @@ from typing import Annotated, Any
 
 import typer
 
-from ckpt_cli import convert as conversion
-from ckpt_cli.checkpoint import Checkpoint, checkpoint_record
+from ckpt_cli import runs
+from ckpt_cli.checkpoint import checkpoint_record
 from ckpt_cli.commands import options
-from ckpt_cli.contents import indexes_of, paths_of, read_files
+from ckpt_cli.convert import Recipe, Request, check_target, prepare, requested_dtype, result_record
 from ckpt_cli.errors import CkptError
-from ckpt_cli.selector import Query
+from ckpt_cli.places import refuse_outputs
+from ckpt_cli.query import Query
+from ckpt_cli.ruleset import parse_size
+from ckpt_cli.selector import choose
 from ckpt_cli.ui import out, text
 from ckpt_cli.ui.out import Cell, Column
 from ckpt_cli.ui.progress import byte_bar
+from ckpt_cli.writing import write
 
 app = options.new_app()
+_MOST_NAMED = 8
 
 
 @app.command(epilog=options.EPILOG)
@@ -27,105 +32,153 @@ def convert(
     source: options.Source = None,
     tag: options.Tag = None,
     step: options.Step = None,
-    to: Annotated[str, typer.Option("--to", metavar="FORMAT", help="safetensors.")] = "safetensors",
+    to: Annotated[
+        str, typer.Option("--to", metavar="FORMAT", help="safetensors, pt, hf, torchtune or meta.")
+    ] = "safetensors",
     output: Annotated[
         str | None, typer.Option("-o", "--output", metavar="OUT", help="File or directory to write.")
     ] = None,
+    dtype: Annotated[
+        str | None, typer.Option("--dtype", metavar="DTYPE", help="Cast floats: bf16, fp16, fp32, fp64.")
+    ] = None,
+    most: Annotated[
+        str | None, typer.Option("--max-shard-size", metavar="SIZE", help="Shards of 5GB, say, and their index.")
+    ] = None,
+    part: Annotated[
+        str | None, typer.Option("--part", metavar="model|optimizer|adapter|PATH", help="What to convert.")
+    ] = None,
+    config: Annotated[
+        str | None, typer.Option("--config", metavar="FILE", help="Supplies what the source's configuration lacks.")
+    ] = None,
+    every: Annotated[bool, typer.Option("--all", help="Every checkpoint of the set or the root.")] = False,
+    keep_going: Annotated[bool, typer.Option("--keep-going", help="With --all: go on after a failure.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace an existing output.")] = False,
     dry_run: options.DryRun = False,
     format: options.Format = None,
     as_json: options.Json = False,
     quiet: options.Quiet = False,
 ) -> int:
-    """Write a checkpoint's model, or any `.pt` file, as safetensors.
+    """Write a checkpoint's tensors in another format, or under the names of another implementation.
 
     Needs no torch and no more memory than a buffer. The source's CRC32 is checked, and every range written is
-    read back. Without -o the output lies beside the model, as <model stem>.safetensors.
+    read back. Without -o the output of a one-file model lies beside it, as <model stem>.safetensors.
 
     \b
     examples:
       ckpt convert d12
       ckpt convert sft/d12/650 -o /srv/models/
-      ckpt convert ./model.pt -o model.safetensors --force
+      ckpt convert ./model.safetensors --to pt -o model.pt
+      ckpt convert d20 --dtype bf16 --max-shard-size 5GB -o shards/
+      ckpt convert d12 --part optimizer -o optimizers/
+      ckpt convert base/d12 --all --keep-going -o exports/
     """
     chosen = out.pick_format(format, as_json, quiet)
-    if to != "safetensors":
-        raise CkptError(f"{to!a} is no format to convert to: safetensors")
+    check_target(to)
+    if most is not None and to not in ("safetensors", "hf"):
+        raise CkptError(f"--max-shard-size does not go with --to {to}: its weights are one file")
+    if keep_going and not every:
+        raise CkptError("--keep-going goes with --all")
+    limit = None if most is None else max(1, parse_size(most))
+    request = Request(to, dtype and requested_dtype(dtype), limit, part, config)
     empty: dict[str, Any] = {"source": None, "outputs": [], "tensors": 0, "bytes": 0, "renamed": [], "cast": []}
     with out.answering("convert", chosen, {**empty, "dropped": [], "tied": [], "verified": False, "dry_run": dry_run}):
         query = options.look(target, root, source, tag, step)
         options.name_root(query)
-        return _convert(query, output, force, dry_run, chosen)
+        if every:
+            return _convert_all(query, request, output, force, keep_going, dry_run, chosen)
+        return _convert(query, request, output, force, dry_run, chosen)
 
 
-def _convert(query: Query, output: str | None, force: bool, dry_run: bool, chosen: out.Format) -> int:
-    checkpoint, path = _subject(query)
-    file = read_files([path])[0]
-    if output is None and checkpoint and path in (part.path for part in indexes_of(checkpoint)):
-        raise CkptError(f"the model of {checkpoint.ref} is in several files", "-o OUT says where to write it")
-    for said in file.notes:
-        out.warning(f"{path}: {said}")
-    recipe = conversion.plan(file, _metadata(checkpoint, path))
+def _convert(query: Query, request: Request, output: str | None, force: bool, dry_run: bool, chosen: out.Format) -> int:
+    checkpoint = options.look_for_subject(query)
+    recipe = prepare(query.file, checkpoint, request, output)
     for said in recipe.notes:
         out.warning(said)
-    result = conversion.output_path(path, output, make=not dry_run)
     parts = [part.path for part in checkpoint.parts if part.role != "export"] if checkpoint else []
-    conversion.refuse_output(result, [path, *parts], force)
+    refuse_outputs([o.path for o in recipe.outputs], [*([query.file] if query.file else []), *parts], force)
     if not dry_run:
-        with byte_bar(os.path.basename(result), 2 * (recipe.bytes - len(recipe.header))) as advance:
-            conversion.write(recipe, result, force, advance)
+        with byte_bar(os.path.basename(recipe.outputs[0].path), recipe.work) as advance:
+            write(recipe.outputs, force, advance)
     if chosen == "json":
-        out.emit_json(
-            "convert",
-            {
-                "source": checkpoint and checkpoint_record(checkpoint),
-                "outputs": [{"path": result, "bytes": recipe.bytes}],
-                "tensors": len(recipe.entries),
-                "bytes": recipe.bytes,
-                "renamed": [{"from": old, "to": new} for old, new in recipe.renamed],
-                "cast": [],
-                "dropped": [],
-                "tied": [{"name": alias.name, "of": alias.of} for alias in recipe.aliases],
-                "verified": not dry_run,
-                "dry_run": dry_run,
-            },
-        )
+        record = result_record(recipe)
+        source = checkpoint and checkpoint_record(checkpoint)
+        out.emit_json("convert", {"source": source, **record, "verified": not dry_run, "dry_run": dry_run})
         return 0
     if chosen == "name":
-        out.emit_lines([result])
+        out.emit_lines([output.path for output in recipe.outputs])
         return 0
-    columns = (Column("OUTPUT"), Column("SIZE", right=True), Column("TENSORS", right=True), Column("STATE"))
     state = "would be written" if dry_run else "written and read back"
-    size = Cell(text.size(recipe.bytes), str(recipe.bytes))
-    out.emit_rows(chosen, columns, [[result, size, str(len(recipe.entries)), state]])
-    if recipe.renamed:
-        out.note(f"{text.count(len(recipe.renamed), 'name')} lost the _orig_mod. of torch.compile")
-    for alias in recipe.aliases:
-        out.note(f"{alias.name} is tied to {alias.of}, written once")
+    out.emit_rows(chosen, _COLUMNS, _rows(recipe, state))
+    _summary(recipe)
     return 0
 
 
-def _subject(query: Query) -> tuple[Checkpoint | None, str]:
-    """The checkpoint that is meant, and the one file to convert: the one named, or its model."""
-    checkpoint = None if query.file and not query.pool else options.look_for_one(query)
-    if query.file and not query.file.endswith((".json", ".sha256", ".keep")):
-        return checkpoint, query.file
-    if checkpoint is None:
-        raise CkptError(f"{query.file} has no model file")
-    models = paths_of(None, checkpoint, "model")
-    if len(models) > 1:
-        raise CkptError(f"the model of {checkpoint.ref} is in {len(models)} files", "name one of them")
-    return checkpoint, models[0]
+_COLUMNS = (Column("OUTPUT"), Column("SIZE", right=True), Column("TENSORS", right=True), Column("STATE"))
 
 
-def _metadata(checkpoint: Checkpoint | None, path: str) -> dict[str, str]:
-    """What goes along of the checkpoint: its reference, and its meta file word for word if it is whole."""
-    if checkpoint is None or path not in (part.path for part in checkpoint.having("model")):
-        return {}
-    metadata = {"ckpt.ref": checkpoint.ref}
-    for part in checkpoint.having("meta"):
-        try:
-            metadata["ckpt.meta"] = conversion.read_meta(part.path)
-        except CkptError as error:
-            out.warning(f"the metadata does not go along: {error.message}")
-    return metadata
+def _rows(recipe: Recipe, state: str) -> list[list[str | Cell]]:
+    """One a file; a file beside the weights has no tensors."""
+    wanted = {id(item) for item in recipe.items}
+    rows: list[list[str | Cell]] = []
+    for output in recipe.outputs:
+        count = sum(id(item) in wanted for item in output.items)
+        size = Cell(text.size(output.bytes), str(output.bytes))
+        rows.append([output.path, size, str(count), state])
+    return rows
+
+
+def _summary(recipe: Recipe) -> None:
+    """What became of names and numbers: renamed, cast, dropped, tied."""
+    stripped = [old for old, _ in recipe.renamed if "_orig_mod." in old]
+    if stripped:
+        out.note(f"{text.count(len(stripped), 'name')} lost the _orig_mod. of torch.compile")
+    if len(recipe.renamed) > len(stripped):
+        out.note(f"{text.count(len(recipe.renamed) - len(stripped), 'tensor')} got another name")
+    for old, new in recipe.cast:
+        out.note(f"{old} was cast to {new}")
+    for name, reason in recipe.dropped[:_MOST_NAMED]:
+        out.note(f"{name} was dropped: {reason}")
+    if len(recipe.dropped) > _MOST_NAMED:
+        out.note(f"and {len(recipe.dropped) - _MOST_NAMED} more were dropped, which --json names")
+    for name, of in recipe.tied[:_MOST_NAMED]:
+        out.note(f"{name} is tied to {of}, written once")
+    if len(recipe.tied) > _MOST_NAMED:
+        out.note(f"and {len(recipe.tied) - _MOST_NAMED} more are tied, which --json names")
+
+
+def _convert_all(
+    query: Query,
+    request: Request,
+    output: str | None,
+    force: bool,
+    keep_going: bool,
+    dry_run: bool,
+    chosen: out.Format,
+) -> int:
+    wanted = choose(query)
+    if not wanted:
+        raise CkptError(f"there are no checkpoints in {query.root.path}", "`ckpt list` shows what is there")
+    jobs = runs.plan_all(wanted, request, output, force, keep_going)
+    for said in dict.fromkeys(said for job in jobs if job.recipe for said in job.recipe.notes):
+        out.warning(said)
+    if not dry_run:
+        with byte_bar(text.count(len(jobs), "checkpoint"), runs.work_of(jobs)) as advance:
+            jobs = runs.carry_out(jobs, force, keep_going, advance, lambda job: None)
+    for job in jobs:
+        if job.failure:
+            out.warning(f"{job.checkpoint.ref} was not converted: {job.failure.message}")
+        elif job.status == "skipped":
+            out.note(f"{job.checkpoint.ref} is still being written, and was left out")
+    code = runs.exit_code(jobs, len(wanted))
+    if chosen == "json" and code in (0, 1, 3):
+        out.emit_json("convert", runs.all_record(jobs, dry_run))
+    elif chosen == "name":
+        there = [job for job in jobs if job.recipe and job.status != "failed"]
+        out.emit_lines([o.path for job in there if job.recipe for o in job.recipe.outputs])
+    elif chosen != "json":
+        states = {"planned": "would be written", "written": "written and read back", "there": "there already"}
+        rows = [
+            row for job in jobs if job.recipe and job.status in states for row in _rows(job.recipe, states[job.status])
+        ]
+        out.emit_rows(chosen, _COLUMNS, rows)
+    return code

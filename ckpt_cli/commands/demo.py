@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import time
 from typing import Annotated
@@ -36,6 +37,7 @@ def demo(
     """
     from ckpt_cli.demo import write_demo
 
+    gc.enable()  # a training does make cycles
     chosen = out.pick_format(format, as_json, quiet)
     out.no_names(chosen, "demo")
     directory = os.path.abspath(os.path.expanduser(directory))

@@ -15,8 +15,8 @@ from ckpt_cli.commands import options
 from ckpt_cli.comparable import metadata_of, tensors_of
 from ckpt_cli.contents import paths_of, read_files
 from ckpt_cli.difference import Change, Lone, MetaDifference, TensorDifference, compare_metadata, compare_tensors
+from ckpt_cli.query import Query, resolve
 from ckpt_cli.root import is_path
-from ckpt_cli.selector import Query, resolve
 from ckpt_cli.ui import out
 from ckpt_cli.ui.out import Column, Row
 from ckpt_cli.ui.progress import byte_bar

@@ -10,7 +10,7 @@ import typer
 from ckpt_cli.checkpoint import checkpoint_record
 from ckpt_cli.commands import options
 from ckpt_cli.metadata import look_up, read_metadata
-from ckpt_cli.selector import Query
+from ckpt_cli.query import Query
 from ckpt_cli.ui import out
 
 app = options.new_app()

@@ -12,7 +12,7 @@ from ckpt_cli.commands import options
 from ckpt_cli.contents import indexes_of, paths_of, read_files
 from ckpt_cli.errors import CkptError, Damaged, NotFound
 from ckpt_cli.optimizer import Group, OptimizerState, Steps, optimizer_state, without_state
-from ckpt_cli.selector import Query
+from ckpt_cli.query import Query
 from ckpt_cli.ui import out, text
 from ckpt_cli.ui.out import Cell, Column
 

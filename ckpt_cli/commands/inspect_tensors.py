@@ -28,7 +28,7 @@ from ckpt_cli.listing import (
     totals_of,
     value_text,
 )
-from ckpt_cli.selector import Query
+from ckpt_cli.query import Query
 from ckpt_cli.ui import out, text, tree
 from ckpt_cli.ui.out import Cell, Column
 
@@ -115,6 +115,9 @@ def _tensors(query: Query, part: str | None, asked: _Asked, chosen: out.Format) 
         for said in file.notes:
             out.warning(f"{file.path}: {said}")
     found = bool(values if asked.values else listed) or asked.pattern is None
+    nothing = NotFound(f"no {'value' if asked.values else 'tensor'}'s name matches {asked.pattern!a}")
+    if foreign:
+        out.note(f"names of classes that were not loaded: {', '.join(name.name for name in foreign)}")
     if chosen == "json":
         out.emit_json(
             "inspect tensors",
@@ -126,12 +129,11 @@ def _tensors(query: Query, part: str | None, asked: _Asked, chosen: out.Format) 
                 "values": values,
             },
         )
+        if not found:
+            out.error(nothing)  # the object above is the answer all the same
         return 0 if found else 1
     if not found:
-        what = "value" if asked.values else "tensor"
-        raise NotFound(f"no {what}'s name matches {asked.pattern!a}")
-    if foreign:
-        out.note(f"names of classes that were not loaded: {', '.join(name.name for name in foreign)}")
+        raise nothing
     if chosen == "name":
         out.emit_lines(values if asked.values else (item.tensor.name for item in listed))
         return 0

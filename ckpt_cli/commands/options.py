@@ -10,7 +10,8 @@ from typer.core import TyperGroup
 
 from ckpt_cli.checkpoint import Checkpoint
 from ckpt_cli.errors import EXIT_CODES
-from ckpt_cli.selector import Query, choose_one, resolve
+from ckpt_cli.query import Query, resolve
+from ckpt_cli.selector import choose_one
 from ckpt_cli.settings import Settings, load
 from ckpt_cli.ui import out
 

@@ -2,29 +2,32 @@
 
 from __future__ import annotations
 
-import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from typing import Annotated, Any
 
 import typer
 
-from ckpt_cli import removal
+from ckpt_cli import removal, settling
 from ckpt_cli.atomic import locked
-from ckpt_cli.checkpoint import Checkpoint, pick_metric
+from ckpt_cli.checkpoint import Checkpoint
 from ckpt_cli.commands import options
 from ckpt_cli.errors import CkptError, NotFound, Refused
-from ckpt_cli.journal import Removal, new_id, operations, plan_removal, unchanged
+from ckpt_cli.freshness import plan_removal, settled, unchanged
+from ckpt_cli.journal import Removal, new_id, operations
 from ckpt_cli.layouts import layout_named, layouts
-from ckpt_cli.retain import Plan, Rules, RunPlan, freed_by, keep_last, settled_plan
-from ckpt_cli.selector import Query
+from ckpt_cli.metrics import parse_metric
+from ckpt_cli.query import Query
+from ckpt_cli.retain import Plan, Rules, RunPlan, settled_plan
+from ckpt_cli.ruleset import Ruleset, joined, named_policy, ruleset
+from ckpt_cli.settings import Settings
+from ckpt_cli.stripping import shorten_manifests
 from ckpt_cli.ui import out, text
-from ckpt_cli.ui.out import Cell, Column
+from ckpt_cli.ui import plan as drawing
 from ckpt_cli.verify import opens
 
 app = options.new_app()
-_COLUMNS = (Column("REF"), Column("PLAN"), Column("SIZE", right=True), Column("METRIC"), Column("WHY"))
 
 
 @app.command(epilog=options.EPILOG)
@@ -37,6 +40,35 @@ def prune(
     keep: Annotated[
         int | None, typer.Option("--keep", "--keep-last", metavar="N", help="Keep the last N of each run.")
     ] = None,
+    keep_every: Annotated[
+        int | None, typer.Option("--keep-every", metavar="STEPS", help="Keep one every so many steps.")
+    ] = None,
+    keep_best: Annotated[
+        int | None,
+        typer.Option("--keep-best", metavar="N", help="Keep the best N of each run, and those never measured."),
+    ] = None,
+    keep_within: Annotated[
+        str | None, typer.Option("--keep-within", metavar="AGE", help="Keep what was written within 7d, 12h, 2w.")
+    ] = None,
+    keep_step: Annotated[
+        list[int] | None, typer.Option("--keep-step", metavar="N", help="Keep this step; may be given again.")
+    ] = None,
+    max_size: Annotated[
+        str | None,
+        typer.Option("--max-size", metavar="SIZE", help="Keep the best and the newest that fit into 50GB in all."),
+    ] = None,
+    policy: Annotated[
+        str | None, typer.Option("--policy", metavar="NAME", help="Keep what this policy of the settings says.")
+    ] = None,
+    metric: Annotated[
+        str | None, typer.Option("--metric", metavar="NAME[:min|max]", help="What best is judged by.")
+    ] = None,
+    drop_unmeasured: Annotated[
+        bool, typer.Option("--drop-unmeasured", help="--keep-best keeps none that lacks the metric.")
+    ] = False,
+    optimizer_only: Annotated[
+        bool, typer.Option("--optimizer-only", help="Only the optimizer files go; the models stay.")
+    ] = False,
     incomplete: Annotated[bool, typer.Option("--incomplete", help="Remove incomplete checkpoints too.")] = False,
     allow_empty: Annotated[bool, typer.Option("--allow-empty", help="With --keep 0: remove one whole run.")] = False,
     trust_steps: Annotated[bool, typer.Option("--trust-steps", help="Go by steps in a restarted run.")] = False,
@@ -52,17 +84,32 @@ def prune(
 ) -> int:
     """Remove checkpoints that no policy keeps. Shows the plan and asks first.
 
-    A run's newest complete and newest resumable checkpoint always stay, and so does everything in progress or
-    unknown. Kept checkpoints are opened before the plan counts on them.
+    Policies add up: what one of them keeps is kept, run by run. A run's newest complete and newest resumable
+    checkpoint always stay, and so does everything in progress or unknown, pinned by a `.keep` file or needed by
+    another. Kept checkpoints are opened before the plan counts on them.
+
+    --max-size counts what stays in any case, then the best step of each run, then the newest down over all runs;
+    the first that does not fit ends it.
 
     \b
     examples:
       ckpt prune --keep 3 --dry-run
-      ckpt prune base/d12 --keep 2
+      ckpt prune base/d12 --keep 2 --keep-every 5000 --keep-best 1
       ckpt prune --keep 1 --trash --yes && ckpt prune --undo
+      ckpt prune --keep 1 --optimizer-only
+      ckpt prune --max-size 50GB
     """
     chosen = out.pick_format(format, as_json, quiet)
     empty = {"dry_run": dry_run, "policies": [], "groups": [], "freed_bytes": 0, "trash_id": None}
+    asked = {
+        "keep": keep,
+        "keep-every": keep_every,
+        "keep-best": keep_best,
+        "keep-within": keep_within,
+        "keep-step": keep_step or None,
+        "max-size": max_size,
+    }
+    any_policy = policy is not None or any(value is not None for value in asked.values())
     with out.answering("prune", chosen, empty):
 
         def look() -> Query:
@@ -71,32 +118,73 @@ def prune(
         if undo or purge:
             if undo and purge:
                 raise CkptError("--undo and --purge contradict each other")
-            if keep is not None or dry_run or trash:
+            if any_policy or dry_run or trash or optimizer_only:
                 raise CkptError("--undo and --purge take no policy, --dry-run or --trash")
             return _settle(_runs_only(look()), id, purge, yes, chosen)
         if id:
             raise CkptError("--id names an operation to --undo or --purge")
-        if keep is None:
-            raise CkptError("no policy says what to keep", "--keep N keeps the last N of each run; -n only shows")
+        if not any_policy:
+            raise CkptError(
+                "no policy says what to keep",
+                "--keep 3 keeps the last 3 of each run, and --dry-run only shows",
+            )
+        said = options.settings()
+        metric = metric or said.metric
+        rules = _rules(asked, policy, metric, not drop_unmeasured, said)
+        if allow_empty and optimizer_only:
+            raise CkptError("--allow-empty removes a whole run: it does not go with --optimizer-only")
+        listed = time.time_ns()
         query = _runs_only(look())
         options.name_root(query)
-        if not dry_run:
-            query = _recovered(query, look)
+        if not dry_run and (fresh := _recovered(query, look)) is not query:
+            query, listed = fresh, time.time_ns()
         if not query.pool:
-            raise NotFound(f"there are no checkpoints in {query.root.path}")
-        if allow_empty and (keep or not _names_one_run(query)):
-            raise Refused("--allow-empty goes with --keep 0 and a selector that names one run")
-        rules = Rules(
+            raise NotFound(f"there are no checkpoints in {query.root.path}", "--root DIR looks elsewhere")
+        if allow_empty and (keep != 0 or not rules.empty or not _names_one_run(query)):
+            raise Refused("--allow-empty goes with --keep 0 alone and a selector that names one run")
+        grace = int(query.settings.grace * 1e9)
+        pool = settled(query.pool, listed, grace)
+        _name_missing(keep_step or (), pool)
+        meant = {(c.run_dir, c.ref) for c in pool}
+        bounds = Rules(
             now=time.time_ns(),
-            grace=int(query.settings.grace * 1e9),
+            grace=grace,
             needs={layout.NAME: getattr(layout, "needs", None) for layout in layouts()},
             targets=query.found.targets,
-            allow_empty=allow_empty,
+            allow_empty=allow_empty or (optimizer_only and rules.empty),
             incomplete=incomplete,
             trust_steps=trust_steps,
+            optimizer_only=optimizer_only,
+            others=tuple(c for c in query.found.checkpoints if (c.run_dir, c.ref) not in meant),
         )
-        plan = settled_plan(query.pool, {f"keep {keep}": keep_last(keep)}, rules, opens)
+        plan = settled_plan(pool, rules.policies, bounds, opens, rules.budget)
+        drawing.show(plan, chosen, *parse_metric(metric))
         return _decide(query, plan, dry_run, trash, yes, chosen)
+
+
+def _rules(asked: dict[str, Any], policy: str | None, metric: str | None, unmeasured: bool, said: Settings) -> Ruleset:
+    """The policies of the command line together with those of a policy in the settings, which is named with its file.
+
+    A metric of the policy's own is stronger than one that is settled for all.
+    """
+    rules = ruleset(asked, metric, unmeasured)
+    if policy is None:
+        return rules
+    table, origin = named_policy(said, policy)
+    try:
+        more = ruleset(table, metric, unmeasured)
+    except CkptError as error:
+        raise CkptError(f"in the policy {policy!a} of {origin}: {error.message}", error.hint) from error
+    names = [*more.policies, *([f"max size {more.budget.text}"] if more.budget else [])]
+    out.note(f"policy {policy} of {origin}: {', '.join(names)}")
+    return joined(rules, more)
+
+
+def _name_missing(steps: Sequence[int], pool: Sequence[Checkpoint]) -> None:
+    there = {checkpoint.step for checkpoint in pool}
+    for step in dict.fromkeys(steps):
+        if step not in there:
+            out.warning(f"no run has the step {step} that --keep-step names")
 
 
 def _names_one_run(query: Query) -> bool:
@@ -107,32 +195,25 @@ def _names_one_run(query: Query) -> bool:
 
 def _runs_only(query: Query) -> Query:
     if query.step or query.file:
-        raise CkptError(f"prune takes runs, not {query.file or 'a step'}", "name a run, as in SOURCE/TAG")
+        raise CkptError(
+            f"prune takes runs, not {query.file or 'a step'}",
+            "name a run, as in SOURCE/TAG, and keep a step by --keep-step",
+        )
     return query
 
 
 def _decide(query: Query, plan: Plan, dry_run: bool, trash: bool, yes: bool, chosen: out.Format) -> int:
-    """Shows the plan and asks."""
-    if chosen in ("table", "plain"):
-        _show(plan, chosen)
-    elif chosen == "name":
-        out.emit_lines(checkpoint.ref for checkpoint in plan.removed)
+    """Asks, where there is anything to ask."""
     if dry_run or not plan.removed:
         if not plan.removed:
-            out.note("there is nothing to remove")
-        return _report(chosen, plan, dry_run, 0 if not dry_run else plan.freed, None, [])
-    runs = sum(bool(group.remove) for group in plan.groups)
-    how = "move to the trash" if trash else "remove"
-    what = (
-        f"{how} {text.count(len(plan.removed), 'checkpoint')} ({text.size(plan.freed)}) of {text.count(runs, 'run')}?"
-    )
+            inside = plan.optimizer_only and any(group.ignored for group in plan.groups)
+            out.note(f"there is nothing to remove{': no file that falls out is an optimizer alone' if inside else ''}")
+        return _report(chosen, plan, dry_run, plan.freed)
     if chosen in ("json", "name") and not yes:
-        # stdout is for a program: who is asked sees the plan here.
-        for checkpoint, verb, why in _lines(plan):
-            out.say(f"{verb:7}{checkpoint.ref}  {text.size(_size(checkpoint, verb))}  {why}".rstrip())
-    if not out.confirm(what, yes):
+        drawing.say(plan)
+    if not out.confirm(drawing.question(plan, trash), yes):
         out.error(CkptError("declined: nothing was removed"))
-        _report(chosen, plan, False, 0, None, [])
+        _report(chosen, plan, False, 0)
         return 1
     return _carry_out(query, plan, trash, yes, chosen)
 
@@ -152,34 +233,41 @@ def _carry_out(query: Query, plan: Plan, trash: bool, yes: bool, chosen: out.For
                 out.warning(f"{group.dir} is on a file system without locks: no other ckpt must be at work there")
         unchanged(kept.checkpoint for group in groups for kept in group.keep)
         planned = [(group.dir, _removals(group)) for group in groups]
+        if plan.optimizer_only:
+            for gone in (gone for group in groups for gone in group.remove):
+                if why := shorten_manifests(gone.checkpoint, gone.parts):
+                    out.warning(f"the manifest of {gone.checkpoint.ref} will list files that are gone: {why}")
         outcome = removal.remove(planned, id, trash, without_journal)
     for path, why in outcome.stayed:
         out.warning(f"{path} could not go: {why}")
-    gone = set(outcome.done)
-    done = [checkpoint for checkpoint in plan.removed if checkpoint.ref in gone]
+    done = set(outcome.done)
+    went = [gone for group in groups for gone in group.remove if gone.checkpoint.ref in done]
     if chosen != "json":
-        size = text.size(sum(freed_by(checkpoint) for checkpoint in done))
         verb = "moved to the trash" if trash else "removed"
-        out.say(f"{verb}: {text.count(len(done), 'checkpoint')}, {size}")
-        if trash and done:
+        what = "the optimizer of " if plan.optimizer_only else ""
+        size = text.size(sum(gone.bytes for gone in went))
+        out.say(f"{verb}: {what}{text.count(len(went), 'checkpoint')}, {size}")
+        if trash and went:
             undo, purge = (options.with_root(query, f"ckpt prune --{verb} --id {id}") for verb in ("undo", "purge"))
             out.say(f"hint: `{undo}` brings them back, `{purge}` deletes them")
-    _report(chosen, plan, False, outcome.freed, id if trash and done else None, outcome.stayed)
+    _report(chosen, plan, False, outcome.freed, id if trash and went else None, outcome.stayed)
     return 3 if outcome.stayed else 0
 
 
 def _removals(group: RunPlan) -> list[Removal]:
-    return [plan_removal(c, layout_named(c.layout).REMOVAL_ORDER) for c in group.remove]
+    return [
+        plan_removal(gone.checkpoint, gone.parts, layout_named(gone.checkpoint.layout).REMOVAL_ORDER)
+        for gone in group.remove
+    ]
 
 
 def _recovered(query: Query, again: Callable[[], Query]) -> Query:
     """The query after earlier operations of its runs, if one was cut off, are settled."""
     said = []
     for run in query.trash:
-        found = operations(run)
-        if not found or any(operation.state != "trash" for operation in found):
+        if settling.unsettled(run):
             with locked(run):
-                said += removal.recover(run)
+                said += settling.recover(run)
     for message in said:
         out.note(message)
     if not said:
@@ -207,7 +295,7 @@ def _settle(query: Query, id: str | None, purge: bool, yes: bool, chosen: out.Fo
     freed = 0
     for operation in found:
         with locked(operation.run):
-            outcome = removal.purge(operation) if purge else removal.undo(operation)
+            outcome = settling.purge(operation) if purge else settling.undo(operation)
         done += outcome.done
         stayed += outcome.stayed
         freed += outcome.freed
@@ -221,7 +309,7 @@ def _settle(query: Query, id: str | None, purge: bool, yes: bool, chosen: out.Fo
             "freed_bytes": freed,
             "trash_id": wanted,
         }
-        out.emit_json("prune", {**body, "purged" if purge else "restored": done, "problems": _problems(stayed)})
+        out.emit_json("prune", {**body, "purged" if purge else "restored": done, "problems": drawing.problems(stayed)})
     elif chosen == "name":
         out.emit_lines(done)
     else:
@@ -229,62 +317,14 @@ def _settle(query: Query, id: str | None, purge: bool, yes: bool, chosen: out.Fo
     return 3 if stayed else 0
 
 
-def _problems(stayed: list[tuple[str, str]]) -> list[dict[str, str]]:
-    return [{"code": "stayed", "detail": why, "path": path} for path, why in stayed]
-
-
-def _show(plan: Plan, chosen: out.Format) -> None:
-    out.emit_rows(chosen, _COLUMNS, [_row(*line) for line in _lines(plan)])
-    for group in plan.groups:
-        if group.ignored and group.ignored[0].checkpoint.linked:
-            out.say(f"hint: --root {os.path.realpath(group.dir)} prunes the linked run itself")
-    if chosen == "table":
-        out.say(f"{text.count(len(plan.removed), 'checkpoint')} would go, {text.size(plan.freed)}")
-
-
-def _lines(plan: Plan) -> Iterator[tuple[Checkpoint, str, str]]:
-    """Each checkpoint, what becomes of it and why, by run and step."""
-    for group in plan.groups:
-        lines = [(kept.checkpoint, "keep", ", ".join(kept.reasons)) for kept in group.keep]
-        lines += [(checkpoint, "remove", "") for checkpoint in group.remove]
-        lines += [(ignored.checkpoint, "ignore", ignored.reason) for ignored in group.ignored]
-        yield from sorted(lines, key=lambda line: (line[0].step or 0, line[0].name))
-
-
-def _size(checkpoint: Checkpoint, verb: str) -> int:
-    return freed_by(checkpoint) if verb == "remove" else checkpoint.bytes
-
-
-def _row(checkpoint: Checkpoint, verb: str, why: str) -> list[str | Cell]:
-    metric = pick_metric(checkpoint)
-    style = {"keep": "green", "remove": "red"}.get(verb, "dim")
-    size = _size(checkpoint, verb)
-    return [
-        checkpoint.ref,
-        Cell(verb, verb, style),
-        Cell(text.size(size), str(size)),
-        Cell(f"{metric.name} {metric.value:.4g}", f"{metric.name}={metric.value!r}") if metric else "",
-        why,
-    ]
-
-
 def _report(
-    chosen: out.Format, plan: Plan, dry_run: bool, freed: int, id: str | None, stayed: list[tuple[str, str]]
+    chosen: out.Format,
+    plan: Plan,
+    dry_run: bool,
+    freed: int,
+    id: str | None = None,
+    stayed: Sequence[tuple[str, str]] = (),
 ) -> int:
-    """The JSON of a plan, carried out or not."""
     if chosen == "json":
-        groups = [
-            {
-                "source": group.source,
-                "tag": group.tag,
-                "keep": [{"ref": kept.checkpoint.ref, "reasons": list(kept.reasons)} for kept in group.keep],
-                "remove": [
-                    {"ref": c.ref, "bytes": freed_by(c), "paths": [p.path for p in c.parts]} for c in group.remove
-                ],
-                "ignored": [{"ref": ignored.checkpoint.ref, "reason": ignored.reason} for ignored in group.ignored],
-            }
-            for group in plan.groups
-        ]
-        body = {"dry_run": dry_run, "policies": list(plan.policies), "groups": groups, "freed_bytes": freed}
-        out.emit_json("prune", {**body, "trash_id": id, "problems": _problems(stayed)})
+        out.emit_json("prune", drawing.record(plan, dry_run, freed, id, stayed))
     return 0

@@ -11,7 +11,8 @@ from ckpt_cli import verify as spine
 from ckpt_cli.checkpoint import problem_record
 from ckpt_cli.commands import options
 from ckpt_cli.errors import CkptError, NotFound
-from ckpt_cli.selector import Query, choose
+from ckpt_cli.query import Query
+from ckpt_cli.selector import choose
 from ckpt_cli.ui import out, text
 from ckpt_cli.ui.out import Cell, Column
 from ckpt_cli.ui.progress import byte_bar

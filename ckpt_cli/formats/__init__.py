@@ -10,12 +10,16 @@ import os
 import stat
 import sys
 from collections.abc import Iterable
+from contextlib import suppress
 from functools import cache
 from typing import Protocol, cast
 
 from ckpt_cli import plugins
 from ckpt_cli.checkpoint import Storage, TensorFile
 from ckpt_cli.errors import CkptError, Damaged
+
+# Bytes that one call to the kernel may be trusted to bring.
+_SMALL_READ = 1 << 16
 
 
 class ByteSource(Protocol):
@@ -59,13 +63,19 @@ class Format(Protocol):
 
 
 class FileSource:
-    """A local file as a ByteSource. Not seekable state: every read names its place."""
+    """A local file as a ByteSource. Not seekable state: every read names its place.
 
-    def __init__(self, path: str) -> None:
+    Of one that is open already, `descriptor` is read, which stays open when this is closed; `path` is then its name
+    in messages.
+    """
+
+    def __init__(self, path: str, descriptor: int | None = None) -> None:
         self.path = path
+        self.descriptor = -1
         try:
             # Not blocking: to open a pipe would wait for somebody to write to it.
-            self.descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_NONBLOCK", 0))
+            flags = os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_NONBLOCK", 0)
+            self.descriptor = os.open(path, flags) if descriptor is None else os.dup(descriptor)
         except OSError as error:
             raise CkptError(f"{path} cannot be opened: {error.strerror}", kind="unreadable-part") from error
         status = os.fstat(self.descriptor)
@@ -77,8 +87,16 @@ class FileSource:
     def read_at(self, offset: int, length: int) -> bytes:
         if offset < 0 or offset + length > self.size:
             raise Damaged(
-                f"{self.path} ends before byte {offset + length}, where a part of it should be", kind="truncated"
+                f"{self.path} ends before byte {offset + length}, where a part of it should be",
+                path=self.path,
+                kind="truncated",
             )
+        # Small reads are many, and one call brings them; the rest is for what the kernel gives in pieces.
+        if length <= _SMALL_READ:
+            with suppress(OSError):
+                data = os.pread(self.descriptor, length, offset)
+                if len(data) == length:
+                    return data
         buffer = bytearray(length)
         self.read_into(offset, memoryview(buffer))
         return bytes(buffer)
@@ -95,12 +113,18 @@ class FileSource:
             if not count:
                 raise Damaged(
                     f"{self.path} ends before byte {offset + len(buffer)}, where a part of it should be",
+                    path=self.path,
                     kind="truncated",
                 )
             done += count
 
     def close(self) -> None:
-        os.close(self.descriptor)
+        if self.descriptor >= 0:
+            os.close(self.descriptor)
+        self.descriptor = -1
+
+    def __del__(self) -> None:
+        self.close()
 
     def __enter__(self) -> FileSource:
         return self
@@ -138,7 +162,10 @@ class Window:
 
 
 class Files:
-    """Local files by path, each opened when it is first asked for; the latest few stay open."""
+    """Local files by path, each opened when it is first asked for; the latest few stay open.
+
+    One that is let go stays open for whoever still reads it: to close it would give its descriptor to the next file.
+    """
 
     def __init__(self, most: int = 32) -> None:
         self.most = most
@@ -148,7 +175,7 @@ class Files:
         source = self.open.pop(path, None) or FileSource(path)
         self.open[path] = source  # the latest last
         if len(self.open) > self.most:
-            self.open.pop(next(iter(self.open))).close()
+            self.open.pop(next(iter(self.open)))
         return source
 
     def close(self) -> None:

@@ -17,11 +17,10 @@ from ckpt_cli.errors import CkptError, Damaged
 from ckpt_cli.formats import ByteSource, _pickle
 from ckpt_cli.formats._dtypes import ITEMSIZE
 from ckpt_cli.formats._inert import Malformed, Opaque, Truncated, quoted
+from ckpt_cli.shapes import MAX_SIZE, are_sizes
 
 MODULES = ("torch.distributed.checkpoint", "torch.distributed._shard.checkpoint")
 _MAX_FILE = 256 << 20
-_MAX_INT = 2**63 - 1
-_MAX_DIMENSIONS = 64
 # One long name, kept once, can stand in every entry; here it is written out for each.
 _MAX_NAME = 1024
 # Less than any chunk takes in the file: it names a class, two sizes and a place. So a small file unfolds to little.
@@ -49,6 +48,11 @@ class IndexedTensor(NamedTuple):
     layout: str
     shape: tuple[int, ...]
     chunks: tuple[Chunk, ...]
+
+
+# By name and the text of the offsets: the hash of a tuple of numbers is known, and tuples can be made that all collide.
+_Places = dict[tuple[str, str], Slice]
+_NOWHERE = str(None)
 
 
 class Index(NamedTuple):
@@ -84,7 +88,7 @@ def _index(source: ByteSource, loaded: _pickle.Loaded) -> Index:
     if not isinstance(described, dict) or not isinstance(stored, (dict, type(None))):
         raise Malformed("its Metadata does not say what it describes and where that is")
     slices: list[tuple[str, Slice]] = []
-    places: dict[tuple[str, tuple[int, ...] | None], Slice] = {}
+    places: _Places = {}
     folder = os.path.dirname(source.path)
     for key, info in (stored or {}).items():
         member = _members(key, "MetadataIndex")
@@ -92,10 +96,10 @@ def _index(source: ByteSource, loaded: _pickle.Loaded) -> Index:
         if type(name) is not str or len(name) > _MAX_NAME:
             raise Malformed("it has an entry without a name, or with an immense one")
         at = None if offset is None else _sizes(offset)
-        if (name, at) in places:
+        if (name, str(at)) in places:
             raise Malformed(f"it has two places for {quoted(name)}")
-        places[name, at] = _slice(folder, info)
-        slices.append((f"{name} at {list(at)}" if at else name, places[name, at]))
+        places[name, str(at)] = found = _slice(folder, info)
+        slices.append((f"{name} at {list(at)}" if at else name, found))
     tensors: list[IndexedTensor] = []
     values: list[tuple[str, Slice]] = []
     left = source.size // _LEAST_CHUNK_BYTES
@@ -103,7 +107,7 @@ def _index(source: ByteSource, loaded: _pickle.Loaded) -> Index:
         if type(name) is not str or len(name) > _MAX_NAME or not isinstance(entry, Opaque):
             raise Malformed("it has an entry that torch does not write")
         if entry.name == "BytesStorageMetadata":
-            place = places.get((name, None))
+            place = places.get((name, _NOWHERE))
             if place is None:
                 raise Damaged(f"{source.path}: it does not say where {quoted(name)} is")
             values.append((name, place))
@@ -118,9 +122,7 @@ def _index(source: ByteSource, loaded: _pickle.Loaded) -> Index:
     return Index(tuple(tensors), tuple(values), tuple(slices), foreign, tuple(notes))
 
 
-def _tensor(
-    name: str, entry: Opaque, places: dict[tuple[str, tuple[int, ...] | None], Slice], most: int
-) -> IndexedTensor:
+def _tensor(name: str, entry: Opaque, places: _Places, most: int) -> IndexedTensor:
     """`most` bounds its chunks."""
     state = _members(entry, "TensorStorageMetadata")
     properties, chunks = state.get("properties"), state.get("chunks")
@@ -133,13 +135,13 @@ def _tensor(
     if type(chunks) is not list or len(chunks) > most:
         raise Malformed(f"tensor {quoted(name)} has more chunks than its file can describe")
     shape = _sizes(state.get("size"))
-    if math.prod(shape) * ITEMSIZE[said[0]] > _MAX_INT:
+    if math.prod(shape) * ITEMSIZE[said[0]] > MAX_SIZE:
         raise Malformed(f"the size of tensor {quoted(name)} overflows")
     boxes = []
     for chunk in chunks:
         box = _members(chunk, "ChunkStorageMetadata")
         offsets = _sizes(box.get("offsets"))
-        place = places.get((name, offsets)) or (places.get((name, None)) if len(chunks) == 1 else None)
+        place = places.get((name, str(offsets))) or (places.get((name, _NOWHERE)) if len(chunks) == 1 else None)
         boxes.append(Chunk(offsets, _sizes(box.get("sizes")), place))
     layout = said[1].removeprefix("torch.") if type(said[1]) is str else "of an unknown layout"
     return IndexedTensor(name, said[0], layout, shape, tuple(boxes))
@@ -153,7 +155,7 @@ def _slice(folder: str, info: Any) -> Slice:
     if type(name) is not str or name in ("", ".", "..") or not name.isprintable() or set("/\\") & set(name):
         said = quoted(name) if type(name) is str else "something"
         raise Malformed(f"it places data in {said}, which is no file beside it")
-    if type(offset) is not int or type(length) is not int or not (0 <= offset <= _MAX_INT and 0 <= length <= _MAX_INT):
+    if type(offset) is not int or type(length) is not int or not (0 <= offset <= MAX_SIZE and 0 <= length <= MAX_SIZE):
         raise Malformed(f"it places data at a negative or odd place in {name}")
     if type(transforms) not in (list, tuple) or not all(type(item) is str for item in transforms):
         raise Malformed("it has data that went through something unknown")
@@ -167,10 +169,8 @@ def _members(thing: Any, kind: str) -> dict[Any, Any]:
 
 
 def _sizes(sizes: Any) -> tuple[int, ...]:
-    if type(sizes) is not tuple or len(sizes) > _MAX_DIMENSIONS:
+    if type(sizes) is not tuple or not are_sizes(sizes):
         raise Malformed("it has a shape or offset that is none")
-    if any(type(size) is not int or not 0 <= size <= _MAX_INT for size in sizes):
-        raise Malformed("it has a negative or odd size or offset")
     return sizes
 
 

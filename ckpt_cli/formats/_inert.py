@@ -80,6 +80,8 @@ _CODE_MODULES = frozenset(
     torch.utils.bottleneck torch.utils.cpp_extension torch.utils.collect_env torch.utils.model_zoo
     """.split()
 )
+# Those of them that are one file: `code.train` is no part of Python's `code`, but of a package that somebody called so.
+_ONE_FILE = frozenset("code codeop commands inspect io platform profile signal site timeit trace".split())
 _CODE_NAMES = frozenset(
     """
     builtins.eval builtins.exec builtins.compile builtins.execfile builtins.open builtins.file
@@ -110,6 +112,8 @@ def runs_code(name: str, attributes: str | None = None) -> bool:
     pieces = [_SPELLINGS.get(first, first), *rest]
     prefixes = {".".join(pieces[:end]) for end in range(1, min(len(pieces), _MOST_PIECES) + 1)}
     walked = pieces if attributes is None else [pieces[0], *attributes.split(".")]
+    if attributes is not None and first in _ONE_FILE and "." in name[: -len(attributes) - 1]:
+        prefixes, walked = set(), walked[1:]
     on_the_way = {piece.lstrip("_") for piece in walked[:-1]}
     return bool(prefixes & _CODE_NAMES or prefixes & _CODE_MODULES or on_the_way & _CODE_MODULES)
 
@@ -118,6 +122,8 @@ def runs_code(name: str, attributes: str | None = None) -> bool:
 # holds the same tuple many times over would take for ever.
 _MAX_KEY_PARTS = 32
 _SCALARS = (str, int, float, bool, bytes, type(None))
+# What compares and hashes by identity, as a tensor does.
+_BY_IDENTITY = (Global, Opaque, Held, Attributed)
 # Beyond it, numbers that differ can have the same hash.
 _HASHED_AS_IT_IS = 2**61 - 2
 
@@ -131,6 +137,15 @@ class _TupleKey(tuple[Any, ...]):
         return hash(tuple(part if isinstance(part, (str, bytes)) else _hashable(part) for part in self))
 
 
+class _SetKey(frozenset[Any]):
+    """The same of a frozen set, in whatever order its parts come."""
+
+    __slots__ = ()
+
+    def __hash__(self) -> int:
+        return hash(tuple(sorted(hash((_hashable(part),)) for part in self)))
+
+
 class _LongKey(int):
     """The same of a number."""
 
@@ -140,35 +155,54 @@ class _LongKey(int):
         return hash(hex(self))
 
 
+class _ComplexKey(complex):
+    """The same of a complex number."""
+
+    __slots__ = ()
+
+    def __hash__(self) -> int:
+        return hash(repr(self))
+
+
 def _hashable(part: Any) -> Any:
     if isinstance(part, tuple):
         return hash(_TupleKey(part))
+    if isinstance(part, frozenset):
+        return hash(_SetKey(part))
     return hex(part) if isinstance(part, int) else repr(part)
 
 
 def checked_key(key: Any) -> Any:
-    """The value as it can be a dictionary key or set element; raises Malformed where it cannot."""
+    """The value as it can be a dictionary key or set element; raises Malformed where it cannot.
+
+    A tensor, as an optimizer that was pickled whole has for keys, comes back as an Attributed of its own.
+    """
+    if isinstance(key, TensorInfo):
+        return Attributed(key, {})
     if isinstance(key, int):
         return key if -_HASHED_AS_IT_IS <= key <= _HASHED_AS_IT_IS else _LongKey(key)
-    if not isinstance(key, tuple):
+    if isinstance(key, complex):
+        return _ComplexKey(key)
+    if not isinstance(key, (tuple, frozenset)):
         _check_part(key)
         return key
-    pending, parts = [key], 1
+    pending: list[Any] = [key]
+    parts = 1
     while pending:
         item = pending.pop()
         parts += len(item)
         if parts > _MAX_KEY_PARTS:
-            raise Malformed("its pickle uses an immense tuple as a key")
+            raise Malformed("its pickle uses an immense tuple or set as a key")
         for part in item:
-            if type(part) is tuple or type(part) is _TupleKey:
+            if type(part) in (tuple, _TupleKey, frozenset, _SetKey):
                 pending.append(part)
             else:
                 _check_part(part)
-    return _TupleKey(key)
+    return _SetKey(key) if isinstance(key, frozenset) else _TupleKey(key)
 
 
 def _check_part(part: Any) -> None:
-    if not isinstance(part, (*_SCALARS, Global, Opaque)) or isinstance(part, tuple):
+    if not isinstance(part, (*_SCALARS, complex, *_BY_IDENTITY)) or isinstance(part, tuple):
         raise Malformed(f"its pickle uses a {type(part).__name__} as a key")
 
 

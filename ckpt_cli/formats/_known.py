@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from ckpt_cli.formats._inert import Opaque
+from ckpt_cli.shapes import are_sizes
 
 if TYPE_CHECKING:
     import datetime
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 # More elements than these are told by dtype and shape alone.
 _MAX_ELEMENTS = 64
 _MAX_TEXT = 1000
-# Arguments, dimensions: many objects may share the same many.
+# Arguments: many objects may share the same many.
 _MAX_PARTS = 64
 _NUMBERS = {
     "b1": "?", "i1": "b", "i2": "h", "i4": "i", "i8": "q", "u1": "B", "u2": "H", "u4": "I", "u8": "Q",
@@ -45,13 +46,7 @@ def array_shape(value: Any) -> tuple[int, ...] | None:
     state = value.state if isinstance(value, Opaque) and value.name in _ARRAYS else None
     if not isinstance(state, tuple) or len(state) != 5:
         return None
-    return state[1] if _is_shape(state[1]) else None
-
-
-def _is_shape(value: Any) -> bool:
-    if not isinstance(value, tuple) or len(value) > _MAX_PARTS:
-        return False
-    return all(type(size) is int and size >= 0 for size in value)
+    return state[1] if isinstance(state[1], tuple) and are_sizes(state[1]) else None
 
 
 def _dtype(value: Any) -> tuple[str, str]:
@@ -103,7 +98,7 @@ def _array(value: Opaque) -> Any:
 
 def _buffer(value: Opaque) -> Any:
     data, dtype, shape, order = value.args
-    if not _is_shape(shape):
+    if not isinstance(shape, tuple) or not are_sizes(shape):
         raise TypeError
     return _listed(shape, dtype, data, order == "F")
 
@@ -113,7 +108,9 @@ def _listed(shape: tuple[int, ...], dtype: Any, data: Any, columns: bool) -> Any
     code, _ = _dtype(dtype)
     if code[:1] == "O":
         raise TypeError  # its elements are objects: they are shown one by one
-    if len(shape) > 8 or math.prod(shape) > _MAX_ELEMENTS or (code not in _NUMBERS and code[:1] not in "SU"):
+    # Without elements too: 2**40 rows of nothing are as many lists.
+    few = len(shape) <= 8 and math.prod(max(size, 1) for size in shape) <= _MAX_ELEMENTS
+    if not few or (code not in _NUMBERS and code[:1] not in "SU"):
         return f"<array {_dtype_name(dtype)} {list(shape)}>"
     flat = _elements(data, dtype, math.prod(shape))
     steps = [math.prod(shape[:axis] if columns else shape[axis + 1 :]) for axis in range(len(shape))]
@@ -191,7 +188,8 @@ def _first_text(value: Opaque) -> str:
 
 def _call(name: str) -> Callable[[Opaque], str]:
     def make(value: Opaque) -> str:
-        if not all(part is None or type(part) is int for part in value.args):
+        # Short ones: to write out a long number takes time, and many objects may share it.
+        if not all(part is None or (type(part) is int and abs(part) < 2**64) for part in value.args):
             raise TypeError
         return f"{name}{value.args}"
 

@@ -5,13 +5,16 @@ After torch/_utils.py, torch/_tensor.py and torch/nested/_internal/nested_tensor
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
+from itertools import islice
 from typing import Any
 
 from ckpt_cli.checkpoint import TensorInfo
 from ckpt_cli.formats._dtypes import ITEMSIZE
 from ckpt_cli.formats._inert import Attributed, Malformed, Opaque
 from ckpt_cli.formats._known import array_shape
+from ckpt_cli.shapes import MAX_BYTES, are_sizes
 
 # As TorchScript numbers them, after c10/core/Layout.h.
 _LAYOUTS = {1: "sparse_coo", 2: "sparse_csr", 4: "sparse_csc", 5: "sparse_bsr", 6: "sparse_bsc"}
@@ -21,7 +24,6 @@ _MEMBERS = {
     **dict.fromkeys(("sparse_csc", "sparse_bsc"), ("ccol_indices", "row_indices", "values")),
 }
 _MAX_MEMBERS = 256
-_MAX_SIZE = 2**63 - 1
 
 
 def bare(value: Any) -> TensorInfo:
@@ -60,7 +62,7 @@ def members(state: Any) -> tuple[tuple[str, TensorInfo], ...]:
             continue
         inner: list[tuple[str, Any]] = []
         if isinstance(value, dict):
-            inner = [(str(key), item) for key, item in list(value.items())[:_MAX_MEMBERS] if isinstance(key, str)]
+            inner = [(str(key), item) for key, item in islice(value.items(), _MAX_MEMBERS) if isinstance(key, str)]
         elif isinstance(value, Opaque):
             inner = [("", value.state), ("", value.items), ("", value.elements), ("", value.args)]
         elif not name and isinstance(value, (tuple, list)):
@@ -98,10 +100,8 @@ def _sparse(layout: Any, data: Any, *more: Any) -> TensorInfo:
     if not names or type(data) not in (tuple, list) or len(data) <= len(names):
         raise Malformed("it has a sparse tensor that torch does not write")
     shape = data[len(names)]
-    if type(shape) not in (tuple, list) or len(shape) > 64:
-        raise Malformed("it has a sparse tensor without a size")
-    if any(type(size) is not int or not 0 <= size <= _MAX_SIZE for size in shape):
-        raise Malformed("it has a tensor with a negative or odd size, stride or offset")
+    if not are_sizes(shape) or math.prod(shape) > MAX_BYTES:
+        raise Malformed("it has a sparse tensor without a size, or of an odd one")
     pieces = tuple((name, bare(part)._replace(name=name)) for name, part in zip(names, data))
     values = pieces[-1][1]
     stride = (0,) * len(shape)
@@ -140,7 +140,7 @@ def _from_numpy(data: Any, dtype: Any, *_: Any) -> TensorInfo:
     """The same kept as a numpy array, whose bytes lie in the pickle itself."""
     shape = array_shape(data)
     name = str(dtype).removeprefix("torch.") if isinstance(dtype, str) else ""
-    if shape is None or len(shape) > 64 or name not in ITEMSIZE:
+    if shape is None or name not in ITEMSIZE or math.prod(shape) * ITEMSIZE[name] > MAX_BYTES:
         raise Malformed("it has a tensor without a storage")
     return TensorInfo("", name, shape, (0,) * len(shape), 0, ITEMSIZE[name], None, "a numpy array within the pickle")
 

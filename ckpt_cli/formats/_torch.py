@@ -5,6 +5,7 @@ After torch/_utils.py and torch/serialization.py, torch 0.1 to 2.13. Nothing of 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -15,11 +16,9 @@ from ckpt_cli.formats import _inert, _pickle, _special, _tree
 from ckpt_cli.formats._dtypes import ITEMSIZE, PER_BYTE, SCRIPT_STORAGE_DTYPE, STORAGE_DTYPE
 from ckpt_cli.formats._inert import Attributed
 from ckpt_cli.formats._torch_names import ALLOWED, DTYPES, QUANTIZERS, python3_name
+from ckpt_cli.shapes import MAX_BYTES, MAX_PLACE, MAX_SIZE, are_sizes
 
-_MAX_INT = 2**63 - 1
 _MEMORY_FORMATS = ("contiguous_format", "channels_last", "channels_last_3d", "preserve_format")
-# More than torch computes with, and a bound on what a tensor's description costs.
-_MAX_DIMENSIONS = 64
 
 
 class StorageId(NamedTuple):
@@ -46,6 +45,7 @@ class Unpickled(NamedTuple):
     values: dict[str, Any]
     foreign_globals: tuple[ForeignGlobal, ...]
     end: int
+    kinds: dict[str, str]
 
 
 def interpret(
@@ -85,8 +85,8 @@ def unpickle(path: str, data: bytes, find: Callable[[StorageId], Storage], swapp
     """The same, and what it holds by name."""
     value, foreign, end = interpret(path, data, find, swapped, start)
     with refusing(path):
-        tensors, values = _tree.flatten(value, end - start)
-    return Unpickled(tensors, values, foreign, end)
+        flat = _tree.flatten(value, end - start)
+    return Unpickled(flat.tensors, flat.values, foreign, end, flat.kinds)
 
 
 @contextmanager
@@ -106,7 +106,7 @@ def storage_id(pid: Any) -> StorageId:
     if type(pid) is not tuple or len(pid) not in (5, 6) or pid[0] != "storage":
         raise _inert.Malformed("its pickle refers to something outside that is no storage")
     _, kind, key, _, count = pid[:5]
-    if not isinstance(kind, _Word) or not isinstance(key, str) or type(count) is not int or not 0 <= count <= _MAX_INT:
+    if not isinstance(kind, _Word) or not isinstance(key, str) or type(count) is not int or not 0 <= count <= MAX_SIZE:
         raise _inert.Malformed("its pickle describes a storage that torch does not write")
     if len(pid) == 6 and pid[5] is not None:
         raise _inert.Malformed("its pickle has a storage that is a view of another, as torch before 0.4 wrote them")
@@ -123,23 +123,18 @@ def _view(
     storage: Storage | None, dtype: str, offset: Any, shape: Any, stride: Any, form: str, swapped: bool = False
 ) -> TensorInfo:
     """A checked strided view: nothing negative, nothing beyond its storage."""
-    _check_sizes(shape)
-    _check_sizes((*stride, offset))
+    if not all((are_sizes(shape), are_sizes(stride, MAX_PLACE), are_sizes((offset,), MAX_PLACE))):
+        raise _inert.Malformed("it has a tensor with a negative or odd size, stride or offset, or over 64 of them")
     if len(shape) != len(stride):
         raise _inert.Malformed("it has a tensor whose sizes and strides differ in number")
     itemsize = ITEMSIZE[dtype]
+    if math.prod(shape) * itemsize > MAX_BYTES:
+        raise _inert.Malformed("it has a tensor whose size overflows")
     if storage is not None and 0 not in shape:
         last = offset + sum((size - 1) * step for size, step in zip(shape, stride))
         if (last // PER_BYTE.get(dtype, 1) + 1) * itemsize > storage.bytes:
             raise _inert.Malformed(f"it has a tensor that reaches beyond its storage {_inert.shown(storage.name)}")
     return TensorInfo("", dtype, tuple(shape), tuple(stride), offset, itemsize, storage, form, swapped and itemsize > 1)
-
-
-def _check_sizes(sizes: Any) -> None:
-    if len(sizes) > _MAX_DIMENSIONS + 1:
-        raise _inert.Malformed(f"it has a tensor with more than {_MAX_DIMENSIONS} dimensions")
-    if any(type(size) is not int or not 0 <= size <= _MAX_INT for size in sizes):
-        raise _inert.Malformed("it has a tensor with a negative or odd size, stride or offset")
 
 
 def _place(storage: Any) -> tuple[Storage, str | None]:
@@ -254,14 +249,18 @@ def _set(items: Any = ()) -> set[Any]:
     return {_inert.checked_key(item) for item in items}
 
 
+def _frozen(items: Any = ()) -> frozenset[Any]:
+    return frozenset(_set(items))
+
+
 # Calls that build a value from their arguments alone. Protocol 2 spells modules as Python 2 did.
 _COMMON: dict[str, Callable[..., Any]] = {
     "collections.OrderedDict": _ordered_dict,
     "collections.Counter": _counter,
     "builtins.set": _set,
     "__builtin__.set": _set,
-    "builtins.frozenset": _set,
-    "__builtin__.frozenset": _set,
+    "builtins.frozenset": _frozen,
+    "__builtin__.frozenset": _frozen,
     "builtins.complex": complex,
     "__builtin__.complex": complex,
     "builtins.bytearray": _bytes,

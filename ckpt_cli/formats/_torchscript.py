@@ -16,7 +16,8 @@ from ckpt_cli.formats._inert import Attributed, Malformed, Opaque
 
 _CLASS = re.compile(r"class ([^\s(:]+)\(Module\):")
 _LIST = re.compile(r"  __(parameters|buffers)__ = \[(.*)\]")
-_WORD = re.compile(r'"((?:[^"\\]|\\.)*)"')
+# One that is not closed goes to the end of the line: it is not looked for again from each quote in it.
+_WORD = re.compile(r'"((?:[^"\\]|\\.)*)(?:"|\\?\Z)')
 
 
 class Names(NamedTuple):
@@ -89,4 +90,9 @@ def _ordered(state: dict[Any, Any], names: Names, classes: Mapping[str, Names]) 
 
 
 def _unescaped(word: str) -> str:
-    return codecs.escape_decode(word.encode())[0].decode("utf-8", "replace") if "\\" in word else word
+    if "\\" not in word:
+        return word
+    try:
+        return codecs.escape_decode(word.encode())[0].decode("utf-8", "replace")
+    except ValueError:  # nothing that torch writes: no attribute is called so
+        return word

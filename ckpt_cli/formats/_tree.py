@@ -2,34 +2,48 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterator
+from typing import Any, NamedTuple
 
 from ckpt_cli.checkpoint import TensorInfo
 from ckpt_cli.errors import CkptError
 from ckpt_cli.formats._inert import Attributed, Global, Held, Opaque
 from ckpt_cli.formats._known import known
 
-MAX_DEPTH = 200
+# Python's pickler stops at its own limit of calls, 1000 by default. Names grow with the depth.
+MAX_DEPTH = 2000
 # What contents may unfold to: places where a value stands, and characters of names and texts. A pickle gives each
 # value that it does not repeat a byte at least, so the first is no limit for what repeats nothing; of the second an
 # honest name takes some for each byte. Both begin high enough for a small file that shares much.
 _NAMES, _NAMES_PER_BYTE, MAX_NAMES = 50_000, 1, 2_000_000
 _TEXT, _TEXT_PER_BYTE, MAX_TEXT = 1 << 23, 16, 1 << 26
 _MAX_BYTES_SHOWN = 64
+# Of an object that is a key: it may be written out for each of the many places where its dictionary stands.
+_MAX_ARGUMENTS = 8
 # The key of a member that stands under the name of what it is a member of.
 _ITSELF = object()
+# Leaves that JSON holds as they are; a container is a leaf when it is empty.
+_FAITHFUL = frozenset({str, int, float, bool, type(None), dict, list})
 
 
-def flatten(root: Any, size: int | None = None) -> tuple[tuple[TensorInfo, ...], dict[str, Any]]:
-    """Tensors in the order of the file, and values by dotted name, of what a pickle of `size` bytes held.
+class Flat(NamedTuple):
+    """Tensors in the order of the file, values by dotted name, and `TensorFile.kinds`."""
+
+    tensors: tuple[TensorInfo, ...]
+    values: dict[str, Any]
+    kinds: dict[str, str]
+
+
+def flatten(root: Any, size: int | None = None) -> Flat:
+    """What a pickle of `size` bytes held, by name.
 
     A container without tensors is told once: where it is met again, the value says which name it is the same
     as. So a few kilobytes that unfold to 2**60 leaves cost what they weigh. Raises CkptError for what is nested
     deeper than MAX_DEPTH, and for what unfolds to more names or characters than its size allows.
     """
     walk = _Walk(root, MAX_NAMES if size is None else size)
-    walk.visit("", root, 0)
-    return tuple(walk.tensors), walk.values
+    walk.run()
+    return Flat(tuple(walk.tensors), walk.values, walk.kinds)
 
 
 class _Walk:
@@ -39,24 +53,47 @@ class _Walk:
         self.most_text = min(MAX_TEXT, _TEXT + _TEXT_PER_BYTE * size)
         self.tensors: list[TensorInfo] = []
         self.values: dict[str, Any] = {}
+        self.kinds: dict[str, str] = {}
         self.first: dict[int, str] = {}
         self.leaves: dict[int, tuple[int, Any]] = {}
         self.path: set[int] = set()
+        # The containers around the present place: name, container, and the members still to come.
+        self.around: list[tuple[str, Any, Iterator[tuple[Any, Any]]]] = []
+        self.twins: dict[str, dict[int, int]] = {}
         self.bearing: set[int] | None = None
         self.names = 0
         self.text = 0
 
-    def visit(self, name: str, value: Any, depth: int) -> None:
+    def run(self) -> None:
+        """Depth first, without a call a level: contents may be nested deeper than calls may."""
+        self.enter("", self.root)
+        while self.around:
+            name, value, members = self.around[-1]
+            for key, child in members:
+                if key is _ITSELF:
+                    below = name
+                else:
+                    word = key if type(key) is str else str(key) if type(key) is int else self.word(key)
+                    below = f"{name}.{word}" if name else word
+                if self.enter(below, child):
+                    break
+            else:
+                self.around.pop()
+                self.path.discard(id(value))
+
+    def enter(self, name: str, value: Any) -> bool:
+        """Takes up a tensor or value; True for a container, whose members are next."""
         if type(value) is TensorInfo:
             self.count(name, 1)
             self.tensors.append(value._replace(name=name or "<root>"))
-            return
+            return False
         seen = self.first.get(id(value))
         # Before its members are looked at: they may be many, and this the millionth time.
         if seen is not None and (id(value) in self.path or not self.bears_tensors(value)):
             self.count(name, 1 + len(seen))
             self.values[name or "<root>"] = f"<same as {seen or '<root>'}>"
-            return
+            self.kinds[name] = "same"
+            return False
         leaf = self.leaves.get(id(value))
         children = None if leaf else _children(value)
         if not children:
@@ -65,19 +102,27 @@ class _Walk:
                 self.leaves[id(value)] = leaf
             self.count(name, 1 + leaf[0])
             self.values[name or "<root>"] = leaf[1]
-            return
-        if depth > MAX_DEPTH:
+            if type(value) not in _FAITHFUL:
+                self.kinds[name] = "tuple" if type(value) is tuple else "text"
+            return False
+        if len(self.around) > MAX_DEPTH:
             raise CkptError(f"its contents are nested deeper than {MAX_DEPTH} levels")
         self.count(name, 0)
+        self.kinds[name] = _kind(value)
         self.first.setdefault(id(value), name)
         self.path.add(id(value))
-        for key, child in children:
-            if key is _ITSELF:
-                self.visit(name, child, depth + 1)
-                continue
-            word = key if type(key) is str else str(key) if type(key) is int else _key_text(key)
-            self.visit(f"{name}.{word}" if name else word, child, depth + 1)
-        self.path.discard(id(value))
+        self.around.append((name, value, iter(children)))
+        return True
+
+    def word(self, key: Any) -> str:
+        """The key in a name. Objects are told apart by a number where their text is the same."""
+        text = _key_text(key)
+        alike = isinstance(key, Attributed) or (isinstance(key, Opaque) and known(key) is None)
+        if not alike:
+            return text
+        twins = self.twins.setdefault(text, {})
+        number = twins.setdefault(id(key.tensor if isinstance(key, Attributed) else key), len(twins) + 1)
+        return text if number == 1 else f"{text[:-1]} #{number}>"
 
     def count(self, name: str, weight: int) -> None:
         self.names += 1
@@ -92,6 +137,17 @@ class _Walk:
         if self.bearing is None:
             self.bearing = _bearing(self.root)
         return id(value) in self.bearing
+
+
+def _kind(value: Any) -> str:
+    if type(value) is dict:
+        types = set(map(type, value))
+        return "dict" if types == {str} else "ints" if types == {int} else "object"
+    if isinstance(value, Opaque) and isinstance(value.state, dict) and _module(value.state) is not None:
+        return "module"
+    if type(value) is list:
+        return "list"
+    return "tuple" if type(value) is tuple else "object"
 
 
 def _bearing(root: Any) -> set[int]:
@@ -139,7 +195,7 @@ def _children(value: Any) -> list[tuple[Any, Any]] | None:
     if isinstance(value, dict):
         return list(value.items())
     if isinstance(value, (list, tuple)):
-        if isinstance(value, tuple) and all(isinstance(item, (int, float, str, type(None))) for item in value):
+        if isinstance(value, tuple) and _scalars(value):
             return None
         return list(enumerate(value))
     if isinstance(value, Attributed):
@@ -148,7 +204,9 @@ def _children(value: Any) -> list[tuple[Any, Any]] | None:
         if known(value) is not None:
             return None
         members = [*(_children(value.items) or ()), *(_children(value.elements) or ())]
-        if isinstance(value.state, dict):
+        if _with_slots(value.state):
+            members += [pair for part in value.state if part for pair in part.items()]
+        elif isinstance(value.state, dict):
             members += _module(value.state) or _children(value.state) or ()
         elif value.state is not None:
             members.append(("<state>", value.state))
@@ -156,6 +214,17 @@ def _children(value: Any) -> list[tuple[Any, Any]] | None:
             members.append(("<args>", value.args))
         return [("<class>", value.name), *members]
     return None
+
+
+def _scalars(values: tuple[Any, ...]) -> bool:
+    return all(isinstance(item, (int, float, str, type(None))) for item in values)
+
+
+def _with_slots(state: Any) -> bool:
+    """Whether it is the state of an object with slots, after copyreg: its dictionary or None, and the slots by name."""
+    if type(state) is not tuple or len(state) != 2:
+        return False
+    return (state[0] is None or isinstance(state[0], dict)) and isinstance(state[1], dict)
 
 
 def _module(state: dict[Any, Any]) -> list[tuple[Any, Any]] | None:
@@ -175,6 +244,9 @@ def _module(state: dict[Any, Any]) -> list[tuple[Any, Any]] | None:
 
 
 def _key_text(key: Any) -> str:
+    if isinstance(key, Opaque) and 0 < len(key.args) <= _MAX_ARGUMENTS and _scalars(key.args) and known(key) is None:
+        # A member of an enumeration is its class, called with its value.
+        return f"<{key.name} {' '.join(map(str, key.args))}>"
     return key if isinstance(key, str) else str(_plain(key))
 
 
@@ -196,6 +268,8 @@ def _plain(value: Any) -> Any:
     if isinstance(value, (Opaque, Global)):
         plain = known(value) if isinstance(value, Opaque) else None
         return f"<{value.name}>" if plain is None else plain
+    if isinstance(value, Attributed):
+        return "<tensor>"
     if isinstance(value, complex):
         return str(value)
     if isinstance(value, (str, int, float, bool, type(None))):

@@ -27,6 +27,7 @@ _FULL = (0xFFFF, 0xFFFFFFFF, 0xFFFFFFFF)
 _MAX_DIRECTORY = 1 << 30
 # Pickles of state dicts pack fivefold. Small ones may be anything: there is little to lose.
 _MAX_RATIO, _SMALL = 50, 1 << 20
+_MAX_UNPACKED = 64 << 20
 # 258 bytes by two bits is the most that DEFLATE (RFC 1951) can express.
 _MAX_DEFLATE = 1032
 STORED, DEFLATED = 0, 8
@@ -189,7 +190,8 @@ def read_record(source: ByteSource, archive: Archive, record: Record, limit: int
         )
     data = source.read_at(data_offset(source, archive, record), record.packed)
     if record.method == DEFLATED:
-        if record.bytes > max(_SMALL, _MAX_RATIO * record.packed):
+        # What is interpreted takes a hundred times its bytes: a small file must not bring much of it.
+        if record.bytes > _MAX_UNPACKED or record.bytes > max(_SMALL, _MAX_RATIO * record.packed):
             raise CkptError(f"{source.path}: record {shown(record.name)} is packed beyond reason, as a bomb is")
         data = _inflate(source, record, data)
     if not archive.lacks_crc(record) and zlib.crc32(data) != record.crc32:

@@ -86,7 +86,7 @@ def _read(source: ByteSource, data: bytes) -> TensorFile:
     end = max((storage.offset + storage.bytes for storage in storages.values()), default=keys.end)
     notes = (f"{source.size - end} bytes follow the last storage",) if end < source.size else ()
     return TensorFile(
-        source.path, NAME, read.tensors, read.values, read.foreign_globals, tuple(storages.values()), notes
+        source.path, NAME, read.tensors, read.values, read.foreign_globals, tuple(storages.values()), notes, read.kinds
     )
 
 

@@ -61,7 +61,7 @@ def read(source: ByteSource) -> TensorFile:
         file.notes.append(f"{skipped} of its storages were saved without their data, or filled in later: no CRC32")
     storages = tuple(file.storages.values())
     return TensorFile(
-        source.path, container, read.tensors, read.values, read.foreign_globals, storages, tuple(file.notes)
+        source.path, container, read.tensors, read.values, read.foreign_globals, storages, tuple(file.notes), read.kinds
     )
 
 
@@ -128,12 +128,12 @@ def _script(file: _File, swapped: bool) -> Unpickled:
     file.note_rest("the constants", constants, others.end)
     with refusing(path):
         _torchscript.arrange(module.value, classes, module.end)
-        tensors, values = _tree.flatten(module.value, module.end)
+        tensors, values, _ = _tree.flatten(module.value, module.end)
         if others.value:
             more = _tree.flatten({"<constants>": others.value}, others.end)
             tensors, values = tensors + more[0], values | more[1]
     foreign = dict.fromkeys(module.foreign_globals + others.foreign_globals)
-    return Unpickled(tensors, values, tuple(foreign), module.end)
+    return Unpickled(tensors, values, tuple(foreign), module.end, {})
 
 
 def _root(source: ByteSource, archive: _zip.Archive) -> str:

@@ -7,6 +7,7 @@ directory itself: `discover` hands it a `Folder` that was read once.
 from __future__ import annotations
 
 import json
+import math
 import os
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -110,6 +111,22 @@ class Folder(NamedTuple):
         return "in-progress" if self.now - newest < self.grace else "incomplete"
 
 
+def missing(folder: Folder, name: str, what: str) -> Problem:
+    """That a file which should lie in the folder does not."""
+    return Problem("missing-part", f"{what} is missing ({name})", os.path.join(folder.path, name))
+
+
+def finite(value: Any) -> float | None:
+    """The value of a metric as a float; None for what is no number, or none that a finite float holds."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return None
+    try:
+        number = float(value)
+    except OverflowError:
+        return None
+    return number if math.isfinite(number) else None
+
+
 def read_json(path: str) -> Any:
     """The JSON value in a small file; bare NaN and Infinity are read as Python does.
 
@@ -118,8 +135,8 @@ def read_json(path: str) -> Any:
     name = os.path.basename(path)
     try:
         # Unbuffered, in pieces: a read of the whole limit would allocate it for each of a thousand metas.
-        with open(path, "rb", buffering=0) as file:
-            data = file.read(1 << 16)
+        with open(path, "rb", buffering=0, opener=without_waiting) as file:
+            data = file.read(1 << 16) or b""
             while len(data) >= 1 << 16 and (more := file.read(MAX_JSON_BYTES + 1 - len(data))):
                 data += more
         if len(data) > MAX_JSON_BYTES:
@@ -137,6 +154,11 @@ def read_json(path: str) -> Any:
         raise CkptError(f"{name} is not JSON: it is not text") from error
     except ValueError as error:
         raise CkptError(f"{name} is not JSON: {error}") from error
+
+
+def without_waiting(path: str, flags: int) -> int:
+    """An opener: a pipe that bears the name of a file would wait for somebody to write to it, and so reads as empty."""
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
 
 
 def _deeper(value: Any, levels: int) -> bool:

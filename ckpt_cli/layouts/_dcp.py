@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from ckpt_cli.checkpoint import Part, Problem, Role, TensorFile
 from ckpt_cli.errors import CkptError
-from ckpt_cli.layouts import Folder
+from ckpt_cli.layouts import Folder, missing
 
 _INDEX = ".metadata"
 _RANK_INDEX = re.compile(r"__([0-9]{1,6})\.metadata")
@@ -63,9 +63,10 @@ def _distributed(folder: Folder, data: Sequence[str], indexes: Sequence[str]) ->
         *_parts(folder, sorted(data, key=_natural), "model", _DATA, problems),
     ]
     if not indexes:
-        problems.append(_missing(folder, _INDEX, "the index"))
+        problems.append(missing(folder, _INDEX, "the index"))
     resumable: bool | None = False if not indexes else None
     names: set[str] = set()
+    by_path = {part.path: part for part in parts}
     for part in [part for part in parts if part.role == "index"]:
         if not folder.read_index or not 0 < part.bytes <= _MAX_INDEX:
             continue
@@ -74,7 +75,7 @@ def _distributed(folder: Folder, data: Sequence[str], indexes: Sequence[str]) ->
         except CkptError as error:
             problems.append(Problem("bad-index", error.message, part.path))
             continue
-        problems += _lacking(folder, found, {part.path: part for part in parts})
+        problems += _lacking(folder, found, by_path)
         names.update(tensor.name.partition(".")[0] for tensor in found.tensors)
         resumable = any(name.startswith("optim") for name in names)
     unfinished = [name for name in folder.files if _UNFINISHED.fullmatch(name)]
@@ -89,7 +90,7 @@ def _sharded(folder: Folder, shards: Sequence[str]) -> Saved:
     for number in range(1, max(numbers)):
         if number not in numbers:
             of = next(match[3] for name in shards if (match := _SHARD.fullmatch(name)))
-            problems.append(_missing(folder, f"shard-{number:05}-model-00001-of-{of}.safetensors", f"shard {number}"))
+            problems.append(missing(folder, f"shard-{number:05}-model-00001-of-{of}.safetensors", f"shard {number}"))
             break
     return Saved(tuple(parts), tuple(problems), None)
 
@@ -105,7 +106,7 @@ def _lacking(folder: Folder, found: TensorFile, parts: dict[str, Part]) -> list[
         if path in parts and parts[path].bytes < length:
             problems.append(Problem("truncated", f"{name} lacks {length - parts[path].bytes} bytes of its data", path))
         elif path not in parts and name not in folder.files:
-            problems.append(_missing(folder, name, "a data file"))
+            problems.append(missing(folder, name, "a data file"))
     return problems
 
 
@@ -120,10 +121,6 @@ def _parts(
         if part:
             parts.append(part)
     return parts
-
-
-def _missing(folder: Folder, name: str, what: str) -> Problem:
-    return Problem("missing-part", f"{what} is missing ({name})", os.path.join(folder.path, name))
 
 
 def _natural(name: str) -> list[int]:

@@ -8,14 +8,13 @@ grows with the run; of a long one only the end is read.
 from __future__ import annotations
 
 import json
-import math
 import os
 import re
 from collections.abc import Iterator
 from typing import Any
 
 from ckpt_cli.errors import CkptError
-from ckpt_cli.layouts import read_json
+from ckpt_cli.layouts import finite, read_json
 
 # Beyond _LONG bytes a state is read at both ends only: rows of the last steps, and what stands around the log.
 _LONG, _HEAD, _TAIL = 1 << 18, 1 << 13, 1 << 16
@@ -69,7 +68,7 @@ def metrics_of(state: dict[str, Any]) -> Iterator[tuple[str, float]]:
             found.setdefault("loss", row["loss"])
     found["best_metric"] = state.get("best_metric")
     for name, value in found.items():
-        number = _finite(value)
+        number = finite(value)
         if number is not None:
             yield name, number
 
@@ -82,13 +81,3 @@ def best_step(state: dict[str, Any]) -> int | None:
     path = state.get("best_model_checkpoint")
     match = _CHECKPOINT.fullmatch(re.split(r"[/\\]", path.rstrip("/\\"))[-1]) if isinstance(path, str) else None
     return int(match[1]) if match else None
-
-
-def _finite(value: Any) -> float | None:
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        return None
-    try:
-        number = float(value)
-    except OverflowError:
-        return None
-    return number if math.isfinite(number) else None

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Iterable
 from typing import NamedTuple
@@ -13,6 +12,7 @@ from typing import NamedTuple
 from ckpt_cli.checkpoint import Part, Problem, Role
 from ckpt_cli.errors import CkptError
 from ckpt_cli.layouts import Folder
+from ckpt_cli.layouts import missing as missing
 from ckpt_cli.layouts._index import INDEX_NAME, shard_names
 
 # The order in which transformers looks for them.
@@ -39,6 +39,7 @@ class Weights(NamedTuple):
 def weights_in(names: Iterable[str]) -> list[Weights]:
     """The forms in which a model lies among files of these names; first the one that transformers would take."""
     forms: dict[tuple[bool, str, int, int], Weights] = {}
+    shards: dict[tuple[bool, str, int, int], list[str]] = {}
     for name in names:
         if "model" not in name:  # which all of them have; most files of a step do not
             continue
@@ -59,11 +60,11 @@ def weights_in(names: Iterable[str]) -> list[Weights]:
         if index:
             form = form._replace(index_file=name)
         elif number:
-            form = form._replace(shards=tuple(sorted((*form.shards, name))))
+            shards.setdefault(key, []).append(name)
         else:
             form = form._replace(single=name)
         forms[key] = form
-    return [forms[key] for key in sorted(forms)]
+    return [forms[key]._replace(shards=tuple(sorted(shards.get(key, ())))) for key in sorted(forms)]
 
 
 def parts_of(folder: Folder, forms: Iterable[Weights], problems: list[Problem]) -> list[Part]:
@@ -109,10 +110,6 @@ def _counted(shards: tuple[str, ...]) -> list[str]:
     stem, suffix = shards[0][: match.start(3)], shards[0][match.end(4) :]
     counted = [f"{stem}{number:05}-of-{match[4]}{suffix}" for number in range(1, min(int(match[4]), 9999) + 1)]
     return sorted({*counted, *shards})
-
-
-def missing(folder: Folder, name: str, what: str) -> Problem:
-    return Problem("missing-part", f"{what} is missing ({name})", os.path.join(folder.path, name))
 
 
 def named_parts(folder: Folder, names: Iterable[str], role: Role, problems: list[Problem]) -> list[Part]:

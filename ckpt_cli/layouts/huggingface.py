@@ -64,6 +64,8 @@ _DEEPSPEED_FILE = re.compile(
     r"(?:bf16_|fp16_)?(?:zero_pp_rank_([0-9]{1,6})_)?mp_rank_([0-9]{2,6})_(model|optim)_states\.pt"
 )
 _FSDP = re.compile(r"(pytorch_model|optimizer)(?:_fsdp)?_[0-9]+")
+# What FSDP writes where it gathers the state in one file, or leaves one a rank.
+_FSDP_FILE = re.compile(r"pytorch_model_fsdp(?:_[0-9]+)?(?:_rank[0-9]+)?\.bin")
 # Of the parts, as they are shown.
 _ORDER: tuple[Role, ...] = (
     "model", "index", "adapter", "meta", "config", "optimizer", "tokenizer", "other", "manifest", "export",
@@ -219,6 +221,8 @@ def _of_the_trainer(
     ]
     ranks = None
     whole = any(part.role == "model" for part in parts)
+    gathered = sorted(name for name in folder.files if _FSDP_FILE.fullmatch(name))
+    parts += named_parts(folder, gathered, "other" if whole else "model", problems)
     sharded = False
     for name in sorted(folder.folders):
         inner = folder._replace(path=os.path.join(folder.path, name), files=dict(folder.peek(name)), folders=())

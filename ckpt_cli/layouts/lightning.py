@@ -34,9 +34,11 @@ def scan(folder: Folder) -> Iterable[Checkpoint]:
         return ()
     above = folder.name + "/" if _is_half_a_name(folder.name) else ""
     lasts = [stem for stem in stems if _LAST.fullmatch(stem)]
-    named = [stem for stem in stems if stem not in lasts and _COUNTER.search(above + stem)]
+    # What is cut off goes on with the metric's value: other files in such a folder are not named by it.
+    names = {stem: (above if "=" in stem else "") + stem for stem in stems if stem not in lasts}
+    named = [stem for stem, name in names.items() if _COUNTER.search(name)]
     several = len(named) + len(lasts) > 1 or any(_is_half_a_name(name) for name in folder.folders)
-    found = [_checkpoint(folder, above if "=" in stem else "", stem) for stem in named]
+    found = [_checkpoint(folder, names[stem].removesuffix(stem), stem) for stem in named]
     return found + [one_file(folder, NAME, stem + _SUFFIX, None, None)._replace(by_name=several) for stem in lasts]
 
 

@@ -19,15 +19,18 @@ NAME = "loose"
 PRECEDENCE = LAST_RESORT
 REMOVAL_ORDER: tuple[Role, ...] = ("model", "adapter", "optimizer", "recipe")
 
-_SUFFIXES = (".pt", ".pth", ".bin", ".safetensors", ".ckpt", ".jit")
-# Data sets of tokens, as nanoGPT and its kin prepare them: `train.bin`, `fineweb_val_000001.bin`.
-_DATA = re.compile(r"(?:.*_)?(?:train|val)(?:_[0-9]+)?\.bin")
+_SUFFIXES = (".pt", ".pth", ".bin", ".safetensors", ".ckpt", ".jit", ".pth.tar")
+# Data sets of tokens, as nanoGPT and its kin prepare them: `train.bin`, `fineweb_val_000001.bin`; and what a trainer
+# leaves beside a model that is neither weights nor the state of an optimizer.
+_NO_MODEL = re.compile(
+    r"(?:.*[_-])?(?:train|val|valid|validation|test|data|dataset|tokens|tokenizer|vocab|corpus)(?:[_-][0-9]+)*\.bin|"
+    r"(?:scheduler|scaler|sampler|rng_state|training_args)(?:_[0-9]+)?\.(?:pt|pth|bin)"
+)
 # Parts of a checkpoint that have lost the rest of it.
 _ROLES: tuple[tuple[re.Pattern[str], Role], ...] = (
     (re.compile(r"optim(?:izer)?(?:[-_.]?[0-9]+)?(?:_rank[0-9]+)?"), "optimizer"),
     (re.compile(r"recipe_state"), "recipe"),
     (re.compile(r"adapter(?:_model)?(?:_[0-9]+)?"), "adapter"),
-    (re.compile(r"scheduler|scaler|rng_state(?:_[0-9]+)?|training_args"), "other"),
 )
 # What the Trainer of transformers was still writing; it renamed the folder when it was done.
 _UNFINISHED = re.compile(r"tmp-checkpoint-[0-9]+")
@@ -36,7 +39,7 @@ _UNFINISHED = re.compile(r"tmp-checkpoint-[0-9]+")
 def scan(folder: Folder) -> Iterable[Checkpoint]:
     if _UNFINISHED.fullmatch(folder.name):
         return ()
-    names = [n for n in folder.files if n.endswith(_SUFFIXES) and n[0] != "." and not _DATA.fullmatch(n)]
+    names = [n for n in folder.files if n.endswith(_SUFFIXES) and n[0] != "." and not _NO_MODEL.fullmatch(n)]
     stems = Counter(os.path.splitext(name)[0] for name in names)
     # `model.safetensors` beside `model.pt` is what `ckpt convert` made of it.
     others = {os.path.splitext(name)[0] for name in names if not name.endswith(".safetensors")}

@@ -6,12 +6,11 @@ How many ranks there should be stands nowhere but in the largest of them.
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Iterable, Sequence
 
 from ckpt_cli.checkpoint import Checkpoint, Part, Problem, Role
-from ckpt_cli.layouts import PUBLISHED, Folder
+from ckpt_cli.layouts import PUBLISHED, Folder, missing
 
 NAME = "meta"
 PRECEDENCE = PUBLISHED
@@ -55,7 +54,7 @@ def _checkpoint(folder: Folder, models: Sequence[str]) -> Checkpoint:
             parts += [part] if part else []
         elif role in ("model", "config"):
             what = "the configuration" if role == "config" else "a shard"
-            problems.append(Problem("missing-part", f"{what} is missing ({name})", os.path.join(folder.path, name)))
+            problems.append(missing(folder, name, what))
     return Checkpoint(
         layout=NAME,
         source=folder.source,

@@ -7,6 +7,7 @@ first days of March 2025. The metric lies inside the file, which is not opened h
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterable, Sequence
 
 from ckpt_cli.checkpoint import Checkpoint, Role
@@ -22,10 +23,10 @@ _FILE = re.compile(r"checkpoint_([0-9]+)\.(?:bin|pt)")
 
 def scan(folder: Folder) -> Iterable[Checkpoint]:
     found = [(name, match) for name in folder.files if (match := _FILE.fullmatch(name))]
-    numbers = [int(match[1]) for _, match in found]
+    numbers = Counter(int(match[1]) for _, match in found)
     for name, match in found:
         checkpoint = one_file(folder, NAME, name, int(match[1]), resumable=True)
-        if numbers.count(int(match[1])) > 1:
+        if numbers[int(match[1])] > 1:
             # The same step under two names: padded and not, or with both suffixes.
             checkpoint = checkpoint._replace(name=name, by_name=True)
         yield checkpoint

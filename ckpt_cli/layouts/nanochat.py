@@ -7,7 +7,6 @@ inside a model file.
 
 from __future__ import annotations
 
-import math
 import os
 import re
 from collections import Counter
@@ -15,7 +14,7 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from ckpt_cli.checkpoint import Checkpoint, Problem, Ranks, Role
 from ckpt_cli.errors import CkptError
-from ckpt_cli.layouts import TRAINER, Folder, read_json
+from ckpt_cli.layouts import TRAINER, Folder, finite, missing, read_json
 
 NAME = "nanochat"
 PRECEDENCE = TRAINER
@@ -56,8 +55,7 @@ def scan(folder: Folder) -> Iterable[Checkpoint]:
     ranks = {rank for files in claimed.values() for role, rank in files.values() if rank is not None}
     world = range(max(ranks) + 1) if ranks else range(0)
     return [
-        _checkpoint(folder, digits, files, world, by_name=numbers[int(digits)] > 1)
-        for digits, files in claimed.items()
+        _checkpoint(folder, digits, files, world, by_name=numbers[int(digits)] > 1) for digits, files in claimed.items()
     ]
 
 
@@ -90,15 +88,15 @@ def _checkpoint(
     named = {role for role, _ in files.values()}
     for role, name in (("model", f"model_{digits}.pt"), ("meta", f"meta_{digits}.json")):
         if role not in named:
-            problems.append(_missing(folder, name, f"the {role} file"))
+            problems.append(missing(folder, name, f"the {role} file"))
     optimizer = [(name, rank) for name, (role, rank) in files.items() if role == "optimizer"]
     present = sorted(rank for _, rank in optimizer if rank is not None)
     # A file without rank is the whole optimizer of a run before shards, however many ranks came later.
-    missing = [rank for rank in world if rank not in present] if present else []
-    if missing:
-        which = ", ".join(map(str, missing[:8])) + (", ..." if len(missing) > 8 else "")
-        name = f"optim_{digits}_rank{missing[0]}.pt"
-        problems.append(_missing(folder, name, f"optimizer rank {which} of 0 to {world.stop - 1}"))
+    lost = [rank for rank in world if rank not in present] if present else []
+    if lost:
+        which = ", ".join(map(str, lost[:8])) + (", ..." if len(lost) > 8 else "")
+        name = f"optim_{digits}_rank{lost[0]}.pt"
+        problems.append(missing(folder, name, f"optimizer rank {which} of 0 to {world.stop - 1}"))
     metrics: tuple[tuple[str, float], ...] = ()
     for part in parts:
         if part.role == "meta" and part.bytes:
@@ -120,30 +118,17 @@ def _checkpoint(
         resumable=state == "complete" and bool(optimizer),
         problems=tuple(problems),
         metrics=metrics,
-        ranks=Ranks(tuple(present), tuple(missing)) if present else None,
+        ranks=Ranks(tuple(present), tuple(lost)) if present else None,
         pinned=f"model_{digits}.keep" in files or ".keep" in folder.files,
         linked=folder.linked,
         by_name=by_name,
     )
 
 
-def _missing(folder: Folder, name: str, what: str) -> Problem:
-    return Problem("missing-part", f"{what} is missing ({name})", os.path.join(folder.path, name))
-
-
 def _metrics(meta: object, name: str) -> Iterator[tuple[str, float]]:
     if not isinstance(meta, dict):
         raise CkptError(f"{name} holds a JSON {type(meta).__name__}, not an object")
     for key, value in meta.items():
-        if isinstance(value, (int, float)) and not isinstance(value, bool) and key not in _NO_METRIC:
-            number = _float(value)
-            if number is not None:
-                yield key, number
-
-
-def _float(value: int | float) -> float | None:
-    try:
-        number = float(value)
-    except OverflowError:
-        return None
-    return number if math.isfinite(number) else None
+        number = None if key in _NO_METRIC else finite(value)
+        if number is not None:
+            yield key, number

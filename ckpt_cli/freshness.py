@@ -1,0 +1,90 @@
+"""Whether files are as they were listed: what is still growing, and what changed while somebody thought about a plan.
+
+Growth is judged by looking twice, not by the clock, which may be off: every file that goes is looked at again right
+before. What was touched a moment ago is given a quarter of a second to grow before a plan is made.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+import time
+from collections.abc import Iterable, Sequence
+
+from ckpt_cli.checkpoint import Checkpoint, Part, Problem, Role
+from ckpt_cli.errors import Refused
+from ckpt_cli.journal import File, Removal
+
+_RECENT = 5 * 10**9
+_PAUSE = 0.25
+
+
+def settled(checkpoints: Sequence[Checkpoint], listed: int, grace: int) -> tuple[Checkpoint, ...]:
+    """The checkpoints, those that a file of has changed since they were listed as in progress.
+
+    `listed` is when that was, and `grace` how long ago a file may have been touched to be looked at again, both in
+    nanoseconds. Waits where one was touched within seconds, or in the future.
+    """
+    fresh = {at for at, c in enumerate(checkpoints) if not c.linked and listed - c.modified < grace}
+    if any(listed - checkpoints[at].modified < _RECENT for at in fresh):
+        time.sleep(max(0.0, min(_PAUSE, _PAUSE - (time.time_ns() - listed) / 1e9)))
+    return tuple(_looked_at(c) if at in fresh else c for at, c in enumerate(checkpoints))
+
+
+def _looked_at(checkpoint: Checkpoint) -> Checkpoint:
+    for part in checkpoint.parts:
+        problem = None
+        try:
+            status = os.stat(part.path)
+        except OSError:
+            problem = f"{os.path.basename(part.path)} was there a moment ago"
+        else:
+            if (status.st_size, status.st_mtime_ns) != (part.bytes, part.modified):
+                problem = f"{os.path.basename(part.path)} is still being written"
+        if problem:
+            problems = (Problem("growing", problem, part.path), *checkpoint.problems)
+            return checkpoint._replace(state="in-progress", resumable=False, problems=problems)
+    return checkpoint
+
+
+def plan_removal(checkpoint: Checkpoint, parts: Iterable[Part], order: Sequence[Role]) -> Removal:
+    """The files of a checkpoint that go, in the layout's order; where its model stays, that too as what they belong to.
+
+    Raises Refused when one is not as it was listed, or lies outside the run's directory.
+    """
+    place = {role: at for at, role in enumerate(order)}
+    going = sorted(parts, key=lambda part: place.get(part.role, len(place)))
+    paths = {part.path for part in going}
+    model = [part for part in checkpoint.having("model", "adapter") if part.path not in paths]
+    return Removal(checkpoint.ref, _files(checkpoint, going), _files(checkpoint, model))
+
+
+def unchanged(checkpoints: Iterable[Checkpoint]) -> None:
+    """Raises Refused when a file that a plan counts on is not as it was listed."""
+    for checkpoint in checkpoints:
+        for part in checkpoint.parts:
+            _status(part)
+
+
+def _files(checkpoint: Checkpoint, parts: Iterable[Part]) -> tuple[File, ...]:
+    start = checkpoint.run_dir.rstrip(os.sep) + os.sep
+    files = []
+    for part in parts:
+        if not part.path.startswith(start):
+            raise Refused(f"{part.path} lies outside the run's directory {checkpoint.run_dir}")
+        own = _status(part)
+        # Of a link only the link goes.
+        files.append(File(part.path[len(start) :], 0 if part.linked else part.bytes, own.st_mtime_ns, own.st_ino))
+    return tuple(files)
+
+
+def _status(part: Part) -> os.stat_result:
+    """What the name itself is, a link or a file; raises Refused when it is not as it was listed."""
+    try:
+        own = os.lstat(part.path)
+        status = os.stat(part.path) if part.linked else own
+    except OSError as error:
+        raise Refused(f"{part.path} is gone since it was listed", "run prune again") from error
+    if (status.st_size, status.st_mtime_ns) != (part.bytes, part.modified) or stat.S_ISLNK(own.st_mode) != part.linked:
+        raise Refused(f"{part.path} has changed since it was listed", "run prune again")
+    return own

@@ -1,0 +1,139 @@
+"""Many checkpoints converted one after another: what is there already is left, what fails does not stop the rest."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, NamedTuple
+
+from ckpt_cli.checkpoint import Checkpoint, checkpoint_record
+from ckpt_cli.convert import Recipe, Request, prepare, result_record
+from ckpt_cli.errors import CkptError
+from ckpt_cli.places import refuse_outputs
+from ckpt_cli.writing import Advance, is_there, write
+
+Status = Literal["planned", "written", "there", "skipped", "failed"]
+
+
+class Job(NamedTuple):
+    """One checkpoint and what becomes of it. `there` means that its outputs lie where they would be written, of the
+    size and with every header that they would have: the header names what it was made of. `skipped` is what is still
+    being written; `failure` says why it failed."""
+
+    checkpoint: Checkpoint
+    recipe: Recipe | None
+    status: Status
+    failure: CkptError | None = None
+
+
+def plan_all(
+    checkpoints: Sequence[Checkpoint], request: Request, output: str | None, force: bool, keep_going: bool
+) -> list[Job]:
+    """A job for each checkpoint. Beside each model, or below `output`, under its ref. Without `keep_going` no plan is
+    made beyond the first that fails."""
+    below = None if output is None else os.path.abspath(os.path.expanduser(output))
+    if below and os.path.lexists(below) and not os.path.isdir(below):
+        raise CkptError(f"{below} is a file: --all writes below a directory")
+    if below is None and (request.to != "safetensors" or request.most is not None):
+        raise CkptError("--all writes these outputs below a directory", "-o DIR/ says where")
+    jobs: list[Job] = []
+    for checkpoint in checkpoints:
+        jobs.append(_job(checkpoint, request, below, force))
+        if jobs[-1].failure and not keep_going:
+            break
+    _refuse_collisions(jobs)
+    return jobs
+
+
+def _job(checkpoint: Checkpoint, request: Request, below: str | None, force: bool) -> Job:
+    if checkpoint.state == "in-progress":
+        return Job(checkpoint, None, "skipped")
+    try:
+        recipe = prepare(None, checkpoint, request, None, below)
+        outputs = [output.path for output in recipe.outputs]
+        sources = [part.path for part in checkpoint.parts if part.role != "export"]
+        there = not force and all(map(is_there, recipe.outputs))
+        if not there:
+            refuse_outputs(outputs, sources, force)
+        return Job(checkpoint, recipe, "there" if there else "planned")
+    except CkptError as error:
+        return Job(checkpoint, None, "failed", error)
+
+
+def _refuse_collisions(jobs: Sequence[Job]) -> None:
+    """Raises CkptError where two checkpoints have one output: of two models that differ in their suffix alone."""
+    owners: dict[str, Checkpoint] = {}
+    for job in jobs:
+        for output in job.recipe.outputs if job.recipe else ():
+            other = owners.setdefault(output.path, job.checkpoint)
+            if other is not job.checkpoint:
+                what = f"{job.checkpoint.ref} and {other.ref} would both be written to {output.path}"
+                raise CkptError(what, "-o DIR/ writes each under its own name")
+
+
+def work_of(jobs: Sequence[Job]) -> int:
+    """Bytes that `carry_out` tells of."""
+    return sum(job.recipe.work for job in jobs if job.recipe and job.status == "planned")
+
+
+def carry_out(
+    jobs: Sequence[Job], force: bool, keep_going: bool, advance: Advance, told: Callable[[Job], None]
+) -> list[Job]:
+    """Writes what is planned; `told` gets each job as it ends. Without `keep_going` the first failure is the end."""
+    done = []
+    for job in jobs:
+        if job.status == "planned" and job.recipe:
+            try:
+                write(job.recipe.outputs, force, advance)
+                job = job._replace(status="written")
+            except CkptError as error:
+                job = job._replace(status="failed", failure=error)
+        done.append(job)
+        told(job)
+        if job.failure and not keep_going:
+            break
+    return done
+
+
+def exit_code(jobs: Sequence[Job], wanted: int) -> int:
+    """0 where nothing failed, 3 where a part of the `wanted` did, else the code of the first failure."""
+    failed = [job.failure for job in jobs if job.failure]
+    if not failed:
+        return 0
+    return failed[0].code if len(failed) == wanted else 3
+
+
+def all_record(jobs: Sequence[Job], dry_run: bool) -> dict[str, Any]:
+    """The jobs as JSON shows them: the sums, and each under `results`."""
+    whole = [job.recipe for job in jobs if job.recipe and job.status != "failed"]
+    records = [result_record(recipe) for recipe in whole]
+    sums: dict[str, Any] = {
+        key: [part for record in records for part in record[key]]
+        for key in ("outputs", "renamed", "cast", "dropped", "tied")
+    }
+    return {
+        "source": None,
+        "outputs": sums["outputs"],
+        "tensors": sum(record["tensors"] for record in records),
+        "bytes": sum(record["bytes"] for record in records),
+        "renamed": sums["renamed"],
+        "cast": [dict(pairs) for pairs in dict.fromkeys(tuple(cast.items()) for cast in sums["cast"])],
+        "dropped": sums["dropped"],
+        "tied": sums["tied"],
+        "verified": not dry_run and all(job.status in ("written", "there", "skipped") for job in jobs),
+        "dry_run": dry_run,
+        "results": [
+            {
+                "source": checkpoint_record(job.checkpoint),
+                "status": job.status,
+                **(result_record(job.recipe) if job.recipe else {"outputs": []}),
+                "problem": job.failure and _problem(job.failure),
+            }
+            for job in jobs
+        ],
+        "problems": [_problem(job.failure) for job in jobs if job.failure],
+    }
+
+
+def _problem(failure: CkptError) -> dict[str, Any]:
+    return {"code": failure.kind, "detail": failure.message, "path": failure.path}

@@ -1,0 +1,170 @@
+"""Files of tensors written as a stream, and proven: every range is read back before a file takes its name.
+
+Nothing is held but one block. The CRC32 of every record of the source is checked on the way. Several files appear
+together or not at all.
+
+The bytes go through a small buffer, not through copy_file_range: where source and target ranges lie differently
+within their pages, as they always do here, the kernel's own copy takes longer than read and write together.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
+
+from ckpt_cli.atomic import staged_all
+from ckpt_cli.casts import cast
+from ckpt_cli.errors import CkptError, Refused
+from ckpt_cli.formats import ByteSource, Files, FileSource
+from ckpt_cli.formats._dtypes import ITEMSIZE
+from ckpt_cli.items import Item
+from ckpt_cli.tensors import checked_blocks, crc32, range_crc32
+
+Advance = Callable[[int], None]
+# How much is written before the disk is set to work on it.
+_FLUSH = 16 << 20
+
+
+class Late(NamedTuple):
+    """`size` bytes that are known when the items have been written: `make` gets the CRC32 of each, in order."""
+
+    size: int
+    make: Callable[[Sequence[int]], bytes]
+
+
+Segment = Item | Late | bytes
+
+
+class Output(NamedTuple):
+    """A file to be written: segments one after another. `check` reads it by the rules of its format, and raises
+    CkptError where it does not hold what it should."""
+
+    path: str
+    segments: tuple[Segment, ...]
+    check: Callable[[ByteSource], None]
+
+    @property
+    def bytes(self) -> int:
+        return sum(map(size_of, self.segments))
+
+    @property
+    def items(self) -> list[Item]:
+        return [segment for segment in self.segments if isinstance(segment, Item)]
+
+
+def item_bytes(item: Item) -> int:
+    """Of what is written."""
+    return item.tensor.elements * ITEMSIZE.get(item.dtype, item.tensor.itemsize)
+
+
+def size_of(segment: Segment) -> int:
+    if isinstance(segment, Item):
+        return item_bytes(segment)
+    return segment.size if isinstance(segment, Late) else len(segment)
+
+
+def write(outputs: Sequence[Output], replace: bool, advance: Advance) -> None:
+    """Writes, syncs and proves the outputs before they take their names, in this order. `advance` is told bytes of
+    items done, each twice: once written, once read back.
+
+    Raises Damaged when the source's bytes are not as written, Refused when an output is there and `replace` is not
+    set, CkptError when one does not read back. Then nothing lies under any output's name that was not there before.
+    """
+    for output in outputs:
+        if not replace and os.path.lexists(output.path):
+            raise Refused(f"{output.path} is there already", "--force replaces it")
+    checked: set[tuple[str, int]] = set()
+    with Files() as files, staged_all([output.path for output in outputs], replace) as descriptors:
+        for output, out in zip(outputs, descriptors):
+            os.ftruncate(out, output.bytes)
+            digests = _write_segments(files, output, out, checked, advance)
+            os.fsync(out)
+            _read_back(output, out, digests, advance)
+
+
+def is_there(output: Output) -> bool:
+    """Whether the file lies there as it would be written: of its size, and with every byte that is no tensor's."""
+    try:
+        with FileSource(output.path) as source:
+            if source.size != output.bytes:
+                return False
+            return all(
+                source.read_at(at, len(segment)) == segment
+                for at, segment in _placed(output)
+                if isinstance(segment, bytes)
+            )
+    except CkptError:
+        return False
+
+
+def _placed(output: Output) -> Iterator[tuple[int, Segment]]:
+    at = 0
+    for segment in output.segments:
+        yield at, segment
+        at += size_of(segment)
+
+
+def _write_segments(
+    files: Files, output: Output, out: int, checked: set[tuple[str, int]], advance: Advance
+) -> list[int]:
+    """Writes everything; returns the CRC32 of the bytes of each item, as they went out."""
+    digests: list[int] = []
+    late: list[tuple[int, Late]] = []
+    flushed = 0
+    for at, segment in _placed(output):
+        if isinstance(segment, bytes):
+            _write_at(out, memoryview(segment), at)
+        elif isinstance(segment, Late):
+            late.append((at, segment))
+        else:
+            digest = 0
+            for block in _checked_bytes(files, segment, checked):
+                digest = crc32(block, digest)
+                _write_at(out, block, at)
+                at += len(block)
+                advance(len(block))
+                if at - flushed >= _FLUSH:
+                    _start_writing(out, flushed, at - flushed)
+                    flushed = at
+            digests.append(digest)
+    for at, segment in late:
+        _write_at(out, memoryview(segment.make(digests)), at)
+    return digests
+
+
+def _checked_bytes(files: Files, item: Item, checked: set[tuple[str, int]]) -> Iterator[memoryview]:
+    """The item's bytes in blocks, cast where it is to be; by the end each storage was held against its CRC32."""
+    source = checked_blocks(files, item.tensor, checked)
+    return source if item.dtype == item.tensor.dtype else cast(source, item.tensor.dtype, item.dtype)
+
+
+def _start_writing(out: int, start: int, length: int) -> None:
+    """Has the kernel begin to write a finished range to the disk, so that the fsync at the end has little left.
+
+    That is what Linux makes of this advice for pages that are not yet written; they stay in memory meanwhile.
+    """
+    if hasattr(os, "posix_fadvise"):
+        os.posix_fadvise(out, start, length, os.POSIX_FADV_DONTNEED)
+
+
+def _write_at(out: int, data: memoryview, at: int) -> None:
+    done = 0
+    while done < len(data):
+        done += os.pwrite(out, data[done:], at + done)
+
+
+def _read_back(output: Output, out: int, digests: Sequence[int], advance: Advance) -> None:
+    """Reads the output: its structure by the format's rules, every range by its CRC32 or byte for byte."""
+    with FileSource("the output", out) as written:
+        output.check(written)
+        numbers = iter(digests)
+        for at, segment in _placed(output):
+            if isinstance(segment, Item):
+                if range_crc32(written, at, item_bytes(segment), advance) != next(numbers):
+                    what = f"tensor {segment.name!a} was not written as it was read: disk or memory is at fault"
+                    raise CkptError(what)
+                continue
+            data = segment.make(digests) if isinstance(segment, Late) else segment
+            if written.read_at(at, len(data)) != data:
+                raise CkptError("the output does not read back as it was written")

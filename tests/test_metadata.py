@@ -1,0 +1,54 @@
+"""`ckpt inspect meta` where no meta file lies with the checkpoint."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.conftest import Run
+from tests.test_discover import write
+
+
+def _recipe(path: Path, epochs: int) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    weight = torch.zeros(2, requires_grad=True)
+    optimizer = torch.optim.AdamW([weight])
+    weight.grad = torch.ones(2)
+    optimizer.step()
+    state = {"optimizer": optimizer.state_dict(), "seed": 7, "epochs_run": epochs, "total_epochs": 3}
+    torch.save(state, path)
+
+
+def test_the_configuration_that_epochs_share(tmp_path: Path, call: Run) -> None:
+    """torchtune to 0.4: nothing but tensors in the files, config.json beside all of them."""
+    for epoch in range(3):
+        torch.save({"w": torch.zeros(2)}, tmp_path / f"hf_model_0001_{epoch}.pt")
+    write(tmp_path, "config.json", content='{"hidden_size": 64}')
+    _recipe(tmp_path / "recipe_state.pt", 2)
+    run = tmp_path.name
+    assert call("inspect", "meta", f"{run}/2", "--root", tmp_path, "--json").json["meta"] == {
+        "config": {"hidden_size": 64}
+    }
+    meta = call("inspect", "meta", f"{run}/1", "--root", tmp_path, "--json").json["meta"]
+    assert meta["config"] == {"hidden_size": 64}
+    assert meta["recipe"] == {"seed": 7, "epochs_run": 2, "total_epochs": 3}
+
+
+def test_what_is_all_that_is_left(tmp_path: Path, call: Run) -> None:
+    """A recipe state in its own folder, an optimizer without its model."""
+    _recipe(tmp_path / "recipe_state" / "recipe_state.pt", 2)
+    told = call("inspect", "meta", tmp_path / "recipe_state" / "recipe_state.pt", "--json").json["meta"]
+    assert told == {"seed": 7, "epochs_run": 2, "total_epochs": 3}
+    torch.save({"state": {}, "param_groups": [], "note": "x"}, tmp_path / "optimizer.pt")
+    assert call("inspect", "meta", tmp_path / "optimizer.pt", "--key", "note").out == "x\n"
+
+
+@pytest.mark.parametrize("last", ["optimizer.pt", "later.pt"])
+def test_the_newest_of_loose_files_is_a_model(tmp_path: Path, call: Run, last: str) -> None:
+    """The optimizer is saved after the model, and is not what `latest` is asked for."""
+    write(tmp_path, "run/weights.pt", content="x")
+    write(tmp_path, f"run/{last}", content="x", when=1_700_000_100)
+    expected = "weights.pt" if last == "optimizer.pt" else last
+    assert call("latest", tmp_path / "run").out == f"{tmp_path}/run/{expected}\n"
