@@ -707,13 +707,14 @@ def test_views_by_every_way(way: str, block: int, tmp_path: Path, monkeypatch: p
         rows = filled(dtype, 24, 10)
         views = {
             "permuted": rows.view(3, 2, 4, 10).transpose(1, 2), "turned": rows.t(), "columns": rows[:, 2:7],
-            "cube": rows.view(4, 6, 10).permute(2, 0, 1), "steps": rows[1::3, ::2], "repeated": rows[:2, :3].expand(2, 2, 3),
+            "cube": rows.view(4, 6, 10).permute(2, 0, 1), "steps": rows[1::3, ::2],
+            "repeated": rows[:2, :3].expand(2, 2, 3),
             "one": rows[3:4].t(), "thin": rows[:, 4],
         }  # fmt: skip
         (tmp_path / "raw").write_bytes(plain(rows))
         place = Storage("0", str(tmp_path / "raw"), 0, rows.nbytes)
         for name, view in views.items():
-            info = TensorInfo(name, str(dtype)[6:], tuple(view.shape), view.stride(), view.storage_offset(),
+            info = TensorInfo(name, str(dtype)[6:], tuple(view.shape), view.stride(), int(view.storage_offset()),
                               dtype.itemsize, place)  # fmt: skip
             with Files() as files:
                 assert b"".join(blocks(files, info)) == plain(view), (name, dtype)
