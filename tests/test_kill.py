@@ -596,6 +596,81 @@ def test_killed_among_folders(bench: Bench, stepped: Path, how: str) -> None:
     note_tried(f"folders, {how}", len(points))
 
 
+def write_layout(layout: str, root: Path) -> None:
+    """Three checkpoints of one run as their trainer writes them, real files of real torch, the newest last."""
+    import torch
+    from safetensors.torch import save_file
+    from torch.distributed.checkpoint.state_dict_saver import save
+
+    state = {"w": torch.ones(4)}
+
+    def put(name: str, value: dict[str, Any] = state) -> None:
+        path = root / "run" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_file(value, path) if path.suffix == ".safetensors" else torch.save(value, path)
+
+    for number in (1, 2, 3):
+        if layout == "nano-gpt":
+            put(f"checkpoint_{number:06d}.bin")
+        elif layout == "build-nanogpt":
+            put(f"model_{number:05d}.pt")
+        elif layout == "lightning":
+            put(f"epoch={number}-step={number}.ckpt")
+        elif layout == "torchtune flat":
+            put(f"hf_model_0001_{number}.pt")
+            put(f"hf_model_0002_{number}.pt")
+        elif layout == "torchtune":
+            put(f"step_{number}/ft-model-00001-of-00002.safetensors")
+            put(f"step_{number}/ft-model-00002-of-00002.safetensors")
+            put(f"step_{number}/recipe_state.pt", {"epochs_run": 1, "steps_run": number, "seed": 1})
+        else:
+            save(state, checkpoint_id=str(root / "run" / f"step-{number}"), no_dist=True)
+    for path in root.rglob("*"):
+        if path.is_file():
+            age(path, 2 * 86400 - int(re.findall("[0-9]+", path.relative_to(root).as_posix().split("/")[1])[-1]))
+
+
+LAYOUTS = ("nano-gpt", "build-nanogpt", "lightning", "torchtune flat", "torchtune", "dcp")
+
+
+@pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_killed_prune_of_each_layout(bench: Bench, layout: str) -> None:
+    """Killed, or a call failing, at every point: what is kept is whole then, each other one whole or gone."""
+    base, argv = bench.folder / f"of {layout}", ("prune", "--keep", "1", "--yes")
+    write_layout(layout, base)
+    whole = contents(base)
+    worker = bench.workers.get()
+    listed = worker.run(["list", base, "--json"])
+    sets = {c["ref"]: [os.path.relpath(part["path"], base) for part in c["parts"]]
+            for c in json.loads(listed.out)["checkpoints"]}  # fmt: skip
+    calls = counted_by(worker, argv, base, bench.folder / "counting layouts")
+    bench.workers.put(worker)
+    assert len(sets) == 3 and {c["layout"] for c in json.loads(listed.out)["checkpoints"]} == {layout.split()[0]}
+    kept = list(sets)[-1]
+
+    def there(tree: Path, ref: str) -> list[bool]:
+        return [(tree / name).is_file() and (tree / name).read_bytes() == whole[name] for name in sets[ref]]
+
+    def check(worker: Worker, tree: Path, point: tuple[str, int]) -> None:
+        ended = worker.run([argv[0], tree, *argv[1:]], *point)
+        assert ended.code == -signal.SIGKILL or (point[0].startswith("E") and ended.code in CONTRACT_CODES), ended
+        assert all(there(tree, kept))
+        after = worker.run(["prune", tree, "--keep", "9", "--yes"])
+        assert after.code == 0, after.err
+        for ref in sets:
+            found = there(tree, ref)
+            assert all(found) or not any(found), f"{ref} is half there"
+        assert all(there(tree, kept)) and not list(tree.rglob(".ckpt-trash"))
+        assert worker.run([argv[0], tree, *argv[1:]]).code == 0
+        assert set(contents(tree)) == set(sets[kept])
+
+    failing = [(name, n) for name in ("EIO", "ENOSPC", "EXDEV") for n in range(1, len(calls) + 1)]
+    points = [*points_of(calls), *failing]
+    bench.each(check, points, base)
+    note_tried(f"layouts, {layout}", len(points))
+
+
 def _shape(tree: Path) -> Iterator[tuple[str, int]]:
     """Names and sizes: what tells one state that a kill left from another."""
     for path in tree.rglob("*"):

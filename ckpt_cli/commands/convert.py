@@ -170,6 +170,8 @@ def _convert_all(
         elif job.status == "skipped":
             out.note(f"{job.checkpoint.ref} is still being written, and was left out")
     code = runs.exit_code(jobs, len(wanted))
+    if not keep_going and any(job.failure for job in jobs):
+        out.say("hint: --keep-going goes on with the others")
     if chosen == "json" and code in (0, 1, 3):
         out.emit_json("convert", runs.all_record(jobs, dry_run))
     elif chosen == "name":
