@@ -17,7 +17,7 @@ import pytest
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 # Files that real trainers wrote, and hostile ones, where they lie beside the checkout.
-SHARED = REPOSITORY.parent / "shared"
+SHARED = (REPOSITORY.parent / "shared").resolve()
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from ckpt_cli.checkpoint import Storage
 from ckpt_cli.errors import CkptError, Damaged
 from ckpt_cli.formats import ByteSource, _pickle
 from ckpt_cli.formats._dtypes import ITEMSIZE
-from ckpt_cli.formats._inert import Malformed, Opaque, Truncated, quoted
+from ckpt_cli.formats._inert import Global, Malformed, Opaque, RunsCode, Truncated, quoted
 from ckpt_cli.shapes import MAX_SIZE, are_sizes
 
 MODULES = ("torch.distributed.checkpoint", "torch.distributed._shard.checkpoint")
@@ -199,6 +199,13 @@ def _made(name: str, *args: Any) -> Opaque:
     return Opaque(name, args)
 
 
+def _enum_member(owner: Any, name: Any) -> Opaque:
+    """`getattr(ENUM, "NAME")`: how Python 3.11.0 to 3.11.3 write a member. Nothing is looked up."""
+    if not isinstance(owner, Global) or not owner.name.endswith("MEM_FORMAT_ENCODING") or type(name) is not str:
+        raise RunsCode("builtins.getattr")
+    return Opaque(owner.name.rpartition(".")[2], (name,))
+
+
 def _ordered(*_: Any) -> dict[Any, Any]:
     return {}
 
@@ -229,5 +236,7 @@ _FUNCTIONS: dict[str, Callable[..., Any]] = {
     "torch.Size": _size,
     "torch.serialization._get_layout": _layout,
     "collections.OrderedDict": _ordered,
+    "builtins.getattr": _enum_member,
+    "__builtin__.getattr": _enum_member,
     **{f"pathlib.{local}{flavour}": _path for local in ("", "_local.") for flavour in ("PosixPath", "WindowsPath")},
 }

@@ -156,7 +156,7 @@ class Machine:
             return
         known = self.globals.get(full)
         if known is None:
-            if runs_code(full, name):
+            if full not in self.functions and runs_code(full, name):
                 raise RunsCode(full)
             known = self.globals[full] = Global(full)
             self.names[full] = None
