@@ -708,3 +708,13 @@ def test_the_plan_of_ten_thousand(call: Run) -> None:
     started = time.perf_counter()
     plan = make_plan(run, {"keep": keep_last(3)}, Rules(10**18, 10**9, {"nanochat": lambda c, run: ()}))
     assert time.perf_counter() - started < 1 and len(plan.removed) == 9997
+
+
+def test_a_root_that_is_one_step_s_folder(call: Run, tmp_path: Path) -> None:
+    """Its run lies above the root, with what the steps share: nothing there may be touched."""
+    run = write_trainer(tmp_path / "out", (100, 200))
+    before = contents(tmp_path)
+    for keep in (("--keep", "1"), ("--keep", "0", "--allow-empty", "-g", "out"), ("--optimizer-only", "--keep", "0")):
+        done = call("prune", "--root", run / "checkpoint-100", *keep, "--yes")
+        assert (done.code, contents(tmp_path)) == (4, before), done
+    assert f"outside the root\nhint: --root {run} prunes it" in done.err

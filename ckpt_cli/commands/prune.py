@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -146,6 +147,7 @@ def prune(
         pool = settled(query.pool, listed, grace)
         _name_missing(keep_step or (), pool)
         meant = {(c.run_dir, c.ref) for c in pool}
+        _refuse_outside(query)
         bounds = Rules(
             now=time.time_ns(),
             grace=grace,
@@ -191,6 +193,15 @@ def _names_one_run(query: Query) -> bool:
     """A tag of one source, or a directory that is the run itself: one run that lies in the root is not enough."""
     dirs = {c.run_dir for c in query.pool}
     return len(dirs) == 1 and bool(query.tag or (query.root.origin == "TARGET" and dirs == {query.root.path}))
+
+
+def _refuse_outside(query: Query) -> None:
+    """Where the root is one step's folder, its run, what its steps share and the trash lie above."""
+    above = query.root.path.rstrip(os.sep) + os.sep
+    for checkpoint in query.pool:
+        if not f"{checkpoint.run_dir}{os.sep}".startswith(above):
+            where = os.path.realpath(checkpoint.run_dir)
+            raise Refused(f"the run of {checkpoint.ref} lies in {where}, outside the root", f"--root {where} prunes it")
 
 
 def _runs_only(query: Query) -> Query:
