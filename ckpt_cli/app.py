@@ -55,10 +55,6 @@ def ckpt(
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs one command line and returns its exit code; nothing but a debugger's wish lets a traceback out."""
-    if "_CKPT_COMPLETE" in os.environ:  # a shell asks, through a script of completions/
-        from typer.completion import completion_init  # type: ignore[attr-defined]
-
-        completion_init()
     out.mend_streams()
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):

@@ -1,10 +1,182 @@
-# bash completion for ckpt: source this file from ~/.bashrc
-_ckpt_completion() {
-    local IFS=$'\n'
-    COMPREPLY=( $( env COMP_WORDS="${COMP_WORDS[*]}" \
-                   COMP_CWORD=$COMP_CWORD \
-                   _CKPT_COMPLETE=complete_bash $1 ) )
-    return 0
+# bash completion for ckpt. Made by `make completions` from completions/templates: edit those.
+
+# What a selector may become. Plain shell that bash, zsh and fish share: globs alone, and no other program is started.
+
+# Whether anything within three levels of a directory looks like a checkpoint: _ckpt_holds DIR
+_ckpt_holds() {
+    for file in "$1"/*.pt "$1"/*.bin "$1"/*.safetensors "$1"/*.ckpt "$1"/*.pth "$1"/*/*.pt "$1"/*/*.bin "$1"/*/*.safetensors "$1"/*/*.ckpt "$1"/*/*.pth "$1"/*/*/*.pt "$1"/*/*/*.bin "$1"/*/*/*.safetensors "$1"/*/*/*.ckpt "$1"/*/*/*.pth \
+        "$1"/.metadata "$1"/*/.metadata "$1"/*/*/.metadata; do
+        [ ! -e "$file" ] || return 0
+    done
+    return 1
 }
 
-complete -o default -F _ckpt_completion ckpt
+# The root that `ckpt` would take, or nothing where its settings name one: _ckpt_root [DIR]
+_ckpt_root() (
+    [ -z "${ZSH_VERSION-}" ] || emulate sh
+    for dir in "${1-}" "${CKPT_ROOT-}"; do
+        case $dir in '~' | '~/'*) dir=$HOME${dir#\~} ;; esac
+        [ -z "$dir" ] || { printf '%s\n' "${dir%/}"; return; }
+    done
+    names_root() { # FILE, the table that counts
+        [ -r "$1" ] || return 1
+        table=
+        while IFS= read -r line || [ -n "$line" ]; do
+            case $line in '['*) table=$line ;; esac
+            [ "$table" = "$2" ] || continue
+            case $line in root*=*) return 0 ;; esac
+        done <"$1"
+        return 1
+    }
+    above=$PWD
+    while names_root "$above/ckpt.toml" '' || names_root "$above/pyproject.toml" '[tool.ckpt]' && return; [ -n "$above" ]; do
+        above=${above%/*}
+    done
+    for dir in "${XDG_CONFIG_HOME:-$HOME/.config}" "$HOME/Library/Application Support"; do
+        names_root "$dir/ckpt/ckpt.toml" '' && return
+    done
+    if _ckpt_holds "$PWD"; then printf '%s\n' "$PWD"; else printf '%s\n' "${NANOCHAT_BASE_DIR:-$HOME/.cache/nanochat}"; fi
+)
+
+# What WORD may become, a line each, a folder with `/` at its end: _ckpt_refs ROOT WORD
+_ckpt_refs() (
+    [ -z "${ZSH_VERSION-}" ] || emulate sh
+    root=$1 word=$2 own=${1##*/}
+    case $word in */*) above=${word%/*} ;; *) above= ;; esac
+    first=${above%%/*} sources='base:base_checkpoints mid:mid_checkpoints sft:chatsft_checkpoints sft:sft_checkpoints rl:chatrl_checkpoints'
+    # The directories that ABOVE stands for, a line each.
+    places() {
+        [ ! -d "$root/$above" ] || printf '%s\n' "$root/$above"
+        [ -z "$above" ] || [ "$first" != "$own" ] || printf '%s\n' "$root${above#"$own"}"
+        for pair in $sources; do
+            [ ! -d "$root/${pair#*:}/$above" ] || printf '%s\n' "$root/${pair#*:}/$above"
+            [ "$first" = "${pair%%:*}" ] || continue
+            [ ! -d "$root/${pair#*:}${above#"$first"}" ] || printf '%s\n' "$root/${pair#*:}${above#"$first"}"
+            [ "$own" != "${pair#*:}" ] || printf '%s\n' "$root${above#"$first"}"
+        done
+    }
+    fits() { case ${above:+$above/}$1 in "$word"*) printf '%s\n' "${above:+$above/}$1" ;; esac; }
+    if [ -z "$above" ]; then
+        for pair in $sources; do [ ! -d "$root/${pair#*:}" ] || fits "${pair%%:*}/"; done
+    fi
+    places | while IFS= read -r place; do
+        steps=
+        for entry in "$place"/*/; do
+            name=${entry%/} && name=${name##*/}
+            case " $sources eval_bundle report tokenizer " in *[\ :]"$name "*) continue ;; esac
+            case $name in
+                '*' | base_data*) ;;
+                epoch_[0-9]* | step_[0-9]* | dist_epoch_[0-9]* | checkpoint-[0-9]*) steps=1 && fits "$name" ;;
+                *) case ${above:+$above/}$name/ in "$word"*) ! _ckpt_holds "$place/$name" || fits "$name/" ;; esac ;;
+            esac
+        done
+        [ -n "$above" ] || continue
+        for entry in "$place"/model_[0-9]*.pt "$place"/checkpoint_[0-9]*.bin "$place"/checkpoint_[0-9]*.pt "$place"/*.ckpt; do
+            [ -e "$entry" ] || continue
+            name=${entry##*/} && name=${name%.*} && steps=1
+            case $entry in
+                *.ckpt) fits "$name" ;;
+                *) step=${name#*_} && step=${step#"${step%%[!0]*}"} && case $step in *[!0-9]*) ;; *) fits "${step:-0}" ;; esac ;;
+            esac
+        done
+        [ -z "$steps" ] || { fits latest; fits best; }
+    done
+)
+
+_ckpt() {
+    local cur=${COMP_WORDS[COMP_CWORD]} word option= command= places=0 root= offer= quote= line i
+    for ((i = 1; i < COMP_CWORD; i++)); do
+        word=${COMP_WORDS[i]}
+        if [[ $word == '=' ]]; then # bash takes --root=DIR for three words
+            continue
+        elif [[ -n $option ]]; then
+            [[ $option != --root ]] || root=$(_ckpt_plain "$word")
+            option=
+        elif [[ $word == -* ]]; then
+            case ' --after --before --config --dtype --field --filter --format --id --jobs --keep --keep-best --keep-every --keep-last --keep-step --keep-within --key --limit --max-shard-size --max-size --metric --model-tag --output --part --policy --root --sort --source --state --step --tag --to -g -i -o -s ' in *" $word "*) option=$word ;; esac
+        elif [[ -z $command || $command == inspect ]]; then
+            command=${command:+$command }$word
+        else
+            places=$((places + 1))
+        fi
+    done
+    [[ $cur != '=' ]] || cur=
+    case $cur in [\'\"]*) quote=${cur:0:1} ;; esac
+    cur=$(_ckpt_plain "$cur")
+    if [[ -n $option ]]; then
+        case "$command $option" in
+            *' --root') offer='@dir' ;;
+            *' -i'|*' --source') offer='base mid sft rl' ;;
+            *' -g'|*' --tag'|*' --model-tag') offer='@tag' ;;
+            *' -s'|*' --step') offer='latest best' ;;
+            'latest --metric'|'prune --metric') offer=':min max' ;;
+            *' --format') offer='table plain json name' ;;
+            'inspect tensors --part') offer='model optimizer @file' ;;
+            'inspect optim --part') offer='@file' ;;
+            'convert --part') offer='model optimizer adapter @file' ;;
+            *' -o'|*' --output') offer='@file' ;;
+            *' --config') offer='@file' ;;
+        esac
+    elif [[ $cur == -* ]]; then
+        case $command in
+            '') offer='--version -h --help' ;;
+            'list') offer='--root -i --source -g --tag --model-tag -s --step --state --sort --reverse --before --after --metric --limit --trash --format --json -q --quiet -h --help' ;;
+            'latest') offer='--root -i --source -g --tag --model-tag -s --step --field --best --metric --before --resumable --any-state --format --json -q --quiet -h --help' ;;
+            'inspect') offer='-h --help' ;;
+            'inspect meta') offer='--root -i --source -g --tag --model-tag -s --step --key --format --json -q --quiet -h --help' ;;
+            'inspect tensors') offer='--root -i --source -g --tag --model-tag -s --step --part --filter --sort --tree --stats --hash --values --format --json -q --quiet -h --help' ;;
+            'inspect optim') offer='--root -i --source -g --tag --model-tag -s --step --part --format --json -q --quiet -h --help' ;;
+            'inspect diff') offer='--root -i --source -g --tag --model-tag -s --step --values --exit-code --format --json -q --quiet -h --help' ;;
+            'verify') offer='--root -i --source -g --tag --model-tag -s --step --record --force --strict --jobs --format --json -q --quiet -h --help' ;;
+            'prune') offer='--root -i --source -g --tag --model-tag -s --step --keep --keep-last --keep-every --keep-best --keep-within --keep-step --max-size --policy --metric --drop-unmeasured --optimizer-only --incomplete --allow-empty --trust-steps --trash --undo --purge --id -n --dry-run -y --yes --format --json -q --quiet -h --help' ;;
+            'convert') offer='--root -i --source -g --tag --model-tag -s --step --to -o --output --dtype --max-shard-size --part --config --all --keep-going --force -n --dry-run --format --json -q --quiet -h --help' ;;
+            'demo') offer='--format --json -q --quiet -h --help' ;;
+        esac
+    else
+        case $command in
+            '') offer='list latest inspect verify prune convert demo' ;;
+            'list') offer='@ref' ;;
+            'latest') offer='@ref' ;;
+            'inspect') offer='meta tensors optim diff' ;;
+            'inspect meta') offer='@ref' ;;
+            'inspect tensors') offer='@ref' ;;
+            'inspect optim') offer='@ref' ;;
+            'inspect diff') offer='@ref' ;;
+            'verify') offer='@ref' ;;
+            'prune') offer='@ref' ;;
+            'convert') offer='@ref' ;;
+            'demo') offer='@dir' ;;
+        esac
+    fi
+    COMPREPLY=()
+    compopt -o nospace 2>/dev/null # bash 3 has no compopt, and a blank after a folder then
+    for word in $offer; do
+        case $word in
+            @file | @dir) compopt +o nospace -o filenames 2>/dev/null; return ;; # readline's own
+            @ref | @tag)
+                case $cur in /* | ./* | ../* | '~'*) compopt +o nospace -o filenames 2>/dev/null; return ;; esac
+                root=$(_ckpt_root "$root")
+                [[ -n $root ]] || continue
+                while IFS= read -r line; do
+                    case $word:$line in @tag:*/) line=${line%/} ;; @tag:*) continue ;; esac
+                    [[ -n $quote ]] || printf -v line %q "$line"
+                    [[ $line == */ ]] || line="$line "
+                    COMPREPLY+=("$line")
+                done < <(_ckpt_refs "$root" "$cur")
+                ;;
+            "$cur"*) COMPREPLY+=("$word ") ;;
+        esac
+    done
+    # Where nothing fits, readline offers file names, which are no help where none may stand.
+    [[ ${#COMPREPLY[@]} -gt 0 ]] || compopt +o nospace -o filenames 2>/dev/null
+    [[ $offer == *@* ]] || compopt +o default 2>/dev/null
+}
+
+# A word as the user means it, without quotes and backslashes: _ckpt_plain WORD
+_ckpt_plain() {
+    local word=${1#[\'\"]}
+    [[ $word == "$1" ]] || word=${word%"${1:0:1}"}
+    printf '%s' "${word//\\/}"
+}
+
+complete -o default -F _ckpt ckpt
