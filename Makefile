@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test bench completions install clean
+.PHONY: demo test bench completions docs install clean
 
 .venv/ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -36,7 +36,11 @@ bench: .venv/ready
 
 # Writes completions/ from the app's own commands and options.
 completions: .venv/ready
-	$(BIN)/python completions/generate.py
+	$(BIN)/python completions/write_scripts.py
+
+# Writes into README.md and docs/ what the commands in them print.
+docs: .venv/ready
+	$(BIN)/python docs/write_pages.py
 
 clean:
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .import_linter_cache build dist demo-tree

@@ -2,7 +2,7 @@
 
     python benchmarks/bench.py [--data DIR] [--quick]
 
-Needs the packages that ckpt needs, and about 2.2 GB below DIR, which should be on a real disk: where a sync
+Needs the packages that ckpt needs, and about 3 GB below DIR, which should be on a real disk: where a sync
 costs nothing, the comparison with `cp` and `sync` says nothing. Prints and judges nothing; README.md in this
 directory says what each line is.
 """
@@ -10,6 +10,7 @@ directory says what each line is.
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import platform
 import resource
@@ -208,6 +209,38 @@ def scale(data: Path, ckpt: list[str], rounds: int, runs: int) -> list[tuple[str
     ]
 
 
+def removal(data: Path, ckpt: list[str], rounds: int, count: int) -> list[tuple[str, float, float, str]]:
+    """`prune` of all but three checkpoints of one run, and `rm -rf` of as many files: each of a fresh copy."""
+    tree, copy = data / "long", data / "long-copy"
+    run_once([*BASELINES, "runs", str(tree), "1", str(count)])
+    old = time.time() - 86400
+    files = sorted(tree.rglob("*_*.*"), key=lambda path: int(path.stem.split("_")[1]))
+    for index, path in enumerate(files):
+        os.utime(path, (old + index / 100,) * 2)  # what is fresh would be looked at twice
+    prune = [*ckpt, "prune", "--root", str(copy), "--keep", "3", "-q"]
+    commands = {
+        "ckpt prune --keep 3 --yes (journal, renames, deletion)": [*prune, "--yes"],
+        "ckpt prune --keep 3 --dry-run": [*prune, "--dry-run"],
+        "rm -rf": ["rm", "-rf", str(copy)],
+    }
+    taken: dict[str, tuple[list[float], int]] = {name: ([], 0) for name in commands}
+    for _ in range(rounds):
+        for name, command in commands.items():
+            shutil.rmtree(copy, ignore_errors=True)
+            shutil.copytree(tree, copy)
+            os.sync()
+            seconds, peak = time_once(command)
+            taken[name] = ([*taken[name][0], seconds], max(peak, taken[name][1]))
+    shutil.rmtree(copy, ignore_errors=True)
+    results = [Result(name, *values) for name, values in taken.items()]
+    show(f"prune, {count:,} checkpoints of one run, {3 * count:,} files", results)
+    pruned, planned, removed = results
+    return [
+        (f"the plan of a prune of {count:,} checkpoints", planned.best, 1, "s"),
+        ("the removal after it, in times of rm -rf", (pruned.best - planned.best) / removed.best, 2, "x"),
+    ]
+
+
 def large_file(data: Path, ckpt: list[str], rounds: int, quick: bool) -> list[tuple[str, float, float, str]]:
     model, out = data / "big" / "model.pt", data / "out"
     out.mkdir()
@@ -297,6 +330,37 @@ def whole_files(data: Path, ckpt: list[str], rounds: int) -> list[tuple[str, flo
     ]
 
 
+def models(data: Path, ckpt: list[str], rounds: int, quick: bool) -> list[tuple[str, float, float, str]]:
+    """`load-test` of a model of nanochat's HEAD, and the classical way to the same logits."""
+    classical = [sys.executable, str(HERE / "classical.py")]
+    size = ["--layers", "4", "--width", "256", "--vocabulary", "4096"] if quick else []
+    place = Path(run_once([*classical, "write", str(data / "model"), *size]).strip())
+    model = place / "model_001000.pt"
+    mine = [*ckpt, "load-test", str(model), "--device", "cpu", "--json"]
+    theirs = [*classical, "load", str(place)]
+    built, plainly = [], []
+    for _ in range(rounds):
+        levels = {level["name"]: level["seconds"] for level in json.loads(run_once(mine))["levels"]}
+        built.append(levels["build"])
+        plainly.append(json.loads(run_once(theirs))["build"])
+    tested, loaded = alternate(
+        [
+            Contestant("ckpt load-test (every CRC32, every weight finite)", mine),
+            Contestant("load, cast, materialise, initialise, copy, run", theirs),
+        ],
+        rounds,
+    )
+    what = f"{model.stat().st_size / 1e9:.2f} GB"
+    show(f"load-test, a model of {what}", [tested, loaded])
+    ratio = min(plainly) / min(built)
+    print(f"  the build alone: {min(built):.3f} s, and {min(plainly):.3f} s, which is {ratio:.3g} times as long")
+    return [
+        (f"load-test, {what}, build, in times of the classical", min(built) / min(plainly), 0.1, "x"),
+        (f"load-test, {what}, in times of the classical", tested.best / loaded.best, 0.4, "x"),
+        (f"load-test, {what}, peak memory, of the classical", tested.peak / loaded.peak, 0.75, "x"),
+    ]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=HERE / "data", metavar="DIR", help="on the disk to measure")
@@ -312,8 +376,10 @@ def main() -> None:
     try:
         goals = lists(data, ckpt, rounds, 5 if options.quick else 50)
         goals += scale(data, ckpt, rounds, 50 if options.quick else 500)
+        goals += removal(data, ckpt, min(rounds, 3), 1_000 if options.quick else 10_000)
         goals += large_file(data, ckpt, rounds, options.quick)
         goals += whole_files(data, ckpt, rounds)
+        goals += models(data, ckpt, rounds, options.quick)
     finally:
         shutil.rmtree(data)
         if made and not any(options.data.iterdir()):

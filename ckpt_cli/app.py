@@ -14,7 +14,7 @@ from ckpt_cli.errors import CkptError
 from ckpt_cli.ui import out
 
 # In the order of `ckpt --help`; each is the module of its name in `commands`.
-COMMANDS = ("list", "latest", "inspect", "verify", "prune", "convert", "demo")
+COMMANDS = ("list", "latest", "inspect", "verify", "load-test", "patch-config", "prune", "convert", "demo")
 
 
 app = typer.Typer(
@@ -40,7 +40,7 @@ def ckpt(
         bool, typer.Option("--version", help="Print the version and exit.", callback=_version, is_eager=True)
     ] = False,
 ) -> None:
-    """List, look into, prune and convert the checkpoints that language-model training leaves behind.
+    """List, look into, load-test, prune and convert the checkpoints that language-model training leaves behind.
 
     \b
     examples:
@@ -48,6 +48,8 @@ def ckpt(
       ckpt latest d12               the newest whole step of a run
       ckpt inspect tensors d12      names, dtypes, shapes
       ckpt verify d12               is every byte as it was written
+      ckpt load-test d12            does it still load and run
+      ckpt patch-config d12 -n      what old metadata lacks
       ckpt prune --keep 3 -n        what would go
       ckpt convert d12              to safetensors
     """

@@ -16,6 +16,8 @@ from ckpt_cli.errors import CkptError, Refused
 from ckpt_cli.interrupts import interruptible, uninterruptible
 
 _LOCK_ATTEMPTS = 10
+# The mark of what `staged` writes.
+_STAGED = "staged"
 NO_SPACE = frozenset({errno.ENOSPC, errno.EDQUOT})
 
 
@@ -42,26 +44,36 @@ def staged_all(targets: Sequence[str], replace: bool) -> Iterator[list[int]]:
     with interruptible():
         try:
             for folder in folders:
-                _make_directories(folder, made)
+                make_directories(folder, made)
+                with suppress(OSError):  # a folder that can be written to but not listed
+                    sweep(folder, _STAGED)
             yield from _staged_all(targets, replace)
         except BaseException:
-            for folder in reversed(made):
-                with suppress(OSError):
-                    os.rmdir(folder)
+            remove_empty(made)
             raise
     for folder in dict.fromkeys([*folders, *(os.path.dirname(folder) or "." for folder in made)]):
         fsync_directory(folder)
 
 
-def _make_directories(folder: str, made: list[str]) -> None:
+def make_directories(folder: str, made: list[str]) -> None:
+    """Makes the directory and those above it that are not there, and adds each that it made to `made`."""
     if os.path.isdir(folder):
         return
-    _make_directories(os.path.dirname(folder) or ".", made)
+    make_directories(os.path.dirname(folder) or ".", made)
     try:
         os.mkdir(folder)
     except OSError as error:
+        if os.path.isdir(folder):  # another process was quicker
+            return
         raise CkptError(f"{folder} cannot be made: {error.strerror}", path=folder) from error
     made.append(folder)
+
+
+def remove_empty(made: Sequence[str]) -> None:
+    """Takes away directories that were made for nothing, the last first; one that holds something stays."""
+    for folder in reversed(made):
+        with suppress(OSError):
+            os.rmdir(folder)
 
 
 def _staged_all(targets: Sequence[str], replace: bool) -> Iterator[list[int]]:
@@ -70,22 +82,23 @@ def _staged_all(targets: Sequence[str], replace: bool) -> Iterator[list[int]]:
     try:
         try:
             for target in targets:
-                path, descriptor = _temporary(os.path.dirname(target) or ".")
+                path, descriptor = draft(os.path.dirname(target) or ".", _STAGED)
                 temporary.append(path)
                 descriptors.append(descriptor)
             yield descriptors
         except OSError as error:
             what = targets[0] if len(targets) == 1 else os.path.dirname(targets[0]) or "."
             raise CkptError(f"{what} cannot be written: {error.strerror}", path=what) from error
-        finally:
-            for descriptor in descriptors:
-                os.close(descriptor)
         with uninterruptible():
             _take_names(temporary, targets, replace)
     except BaseException:
         for path in temporary:
             _discard(path)
         raise
+    finally:
+        # Not before each has its name: what nobody holds may be swept away.
+        for descriptor in descriptors:
+            os.close(descriptor)
 
 
 def _take_names(temporary: Sequence[str], targets: Sequence[str], replace: bool) -> None:
@@ -142,18 +155,62 @@ def staged(target: str, replace: bool) -> Iterator[int]:
         yield descriptors[0]
 
 
-def _temporary(folder: str) -> tuple[str, int]:
+def draft(folder: str, mark: str) -> tuple[str, int]:
+    """A new file that is to take its name later, locked while its descriptor is open. `sweep` finds those of a mark."""
+    while True:
+        path, descriptor = _temporary(folder, mark)
+        with suppress(OSError):  # without locks nobody can tell that it was left behind, and it stays
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        if os.fstat(descriptor).st_nlink:
+            return path, descriptor
+        os.close(descriptor)  # another process swept in the instant before it was locked
+
+
+def sweep(folder: str, mark: str) -> None:
+    """Takes away the drafts that processes left which were killed: those that nobody holds."""
+    for name in os.listdir(folder):
+        if not (name.startswith(f".ckpt-{mark}-") and name.endswith(".tmp")):
+            continue
+        path = os.path.join(folder, name)
+        with suppress(OSError):
+            descriptor = os.open(path, os.O_RDWR)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                os.unlink(path)
+            finally:
+                os.close(descriptor)
+
+
+def rename_all(pairs: Sequence[tuple[str, str]]) -> None:
+    """Gives each file its other name, in this order, and makes that durable. What lies under one is replaced.
+
+    Raises OSError, with the renames before it done.
+    """
+    for source, target in pairs:
+        os.replace(source, target)
+    for folder in dict.fromkeys(os.path.dirname(target) or "." for _, target in pairs):
+        fsync_directory(folder)
+
+
+def discard(paths: Sequence[str]) -> None:
+    """Takes files away, in this order; one that cannot go stays."""
+    for path in paths:
+        _discard(path)
+
+
+def _temporary(folder: str, mark: str = "") -> tuple[str, int]:
     """A new file in the folder: its path, and a descriptor to write and read it."""
-    path = _name_beside(folder)
+    path = _name_beside(folder, mark)
     try:
         return path, os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_CLOEXEC", 0), 0o666)
     except OSError as error:
         raise CkptError(f"{folder} cannot be written to: {error.strerror}", path=folder) from error
 
 
-def _name_beside(folder: str) -> str:
+def _name_beside(folder: str, mark: str = "") -> str:
     # Not made of the target's name, which may be as long as a name can be.
-    return os.path.join(folder, f".ckpt-{os.getpid()}-{time.monotonic_ns():x}.tmp")
+    mark = mark and f"{mark}-"
+    return os.path.join(folder, f".ckpt-{mark}{os.getpid()}-{time.monotonic_ns():x}.tmp")
 
 
 def _discard(path: str) -> None:
@@ -177,6 +234,22 @@ def rename_new(source: str, target: str) -> None:
         os.rename(source, target)
         return
     os.unlink(source)
+
+
+def second_name(path: str, name: str) -> bool:
+    """Gives a file another name, which stays its own when something is renamed over the first.
+
+    False where links cannot be made; raises OSError for a full disk and for a name that is there.
+    """
+    try:
+        os.link(path, name, follow_symlinks=False)
+    except NotImplementedError:
+        return False
+    except OSError as error:
+        if error.errno in NO_SPACE or isinstance(error, FileExistsError):
+            raise
+        return False
+    return True
 
 
 def same_file(one: str, other: str) -> bool:

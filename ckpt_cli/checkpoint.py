@@ -108,8 +108,9 @@ class Checkpoint(NamedTuple):
 
     @property
     def modified(self) -> int:
-        """mtime of the newest part that a trainer wrote, in nanoseconds."""
-        return max((part.modified for part in self.parts if part.role not in OURS), default=0)
+        """mtime of the newest part that a trainer wrote, in nanoseconds; of any, where nothing tells who did."""
+        theirs = [part.modified for part in self.parts if part.role not in OURS]
+        return max(theirs or (part.modified for part in self.parts), default=0)
 
     def having(self, *roles: Role) -> list[Part]:
         return [part for part in self.parts if part.role in roles]
@@ -187,9 +188,11 @@ class TensorFile(NamedTuple):
     """What a file of tensors holds. `values` is everything that is no tensor, by dotted name.
 
     `kinds` says, where the format nests its contents, which names are containers and what the names do not tell:
-    `dict`, `ints` (a dict whose keys are all integers), `list`, `tuple`, `module` (its members are named as if they
+    `dict`, `ordered` (an OrderedDict), `ints` (a dict whose keys are all integers), `list`, `tuple`, `mixed` (a dict of
+    which one key begins as another that is a container, `a.b` and `a`), `module` (its members are named as if they
     lay in what holds it), `object` for a container that is none of these; `same` for a value that is a reference to
-    another name, `text` for one that only stands for what it shows. The top has the name "".
+    another name, `text` for one that only stands for what it shows, `twice` for the last of several values of one name.
+    The top has the name "".
     """
 
     path: str

@@ -6,69 +6,35 @@ have them back, as views of one storage or in its `__metadata__`.
 
 from __future__ import annotations
 
-import hashlib
-import itertools
 import json
 import os
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
 
 from ckpt_cli import casts, places, safetensors_writer, torch_writer
 from ckpt_cli.checkpoint import Checkpoint, TensorFile, TensorInfo
 from ckpt_cli.contents import paths_of, read_files
-from ckpt_cli.errors import CkptError
+from ckpt_cli.errors import CkptError, Damaged
 from ckpt_cli.formats._dtypes import ITEMSIZE
 from ckpt_cli.hub import hub_files
 from ckpt_cli.items import Item, Mapped
-from ckpt_cli.layouts import read_json
-from ckpt_cli.nesting import lossy
+from ckpt_cli.nesting import lossy, mixed
 from ckpt_cli.origin import Origin, gather, told_kinds
+from ckpt_cli.parallel import put_together
+from ckpt_cli.provenance import CONFIGS, META, fingerprint, metadata_of
+from ckpt_cli.recipe import Recipe as Recipe
+from ckpt_cli.recipe import Request as Request
+from ckpt_cli.recipe import joined
 from ckpt_cli.tensors import read_tensors, readable
-from ckpt_cli.ties import Alias
+from ckpt_cli.ties import Alias, untie_equals
 from ckpt_cli.writing import Output, item_bytes, write
 
 TARGETS = ("safetensors", "pt", "hf", "torchtune", "meta")
 # Those in which weights have other names.
-_NAMINGS = ("hf", "torchtune", "meta")
+NAMINGS = ("hf", "torchtune", "meta")
+_WEIGHTS = (".safetensors", ".bin", ".pth", ".pt")
 _FILE_MODEL = re.compile(r"model_([0-9]+)")
 _Refusal = Callable[[str, TensorInfo, str], "str | None"]
-
-
-class Request(NamedTuple):
-    """What is asked for: target, dtype of floating-point numbers, bytes a shard at most, part, configuration file."""
-
-    to: str = "safetensors"
-    dtype: str | None = None
-    most: int | None = None
-    part: str | None = None
-    config: str | None = None
-
-
-class Recipe(NamedTuple):
-    """What will be written, and what becomes of the source's names. `notes` is what should be said."""
-
-    outputs: tuple[Output, ...]
-    items: tuple[Item, ...]
-    aliases: tuple[Alias, ...] = ()
-    renamed: tuple[tuple[str, str], ...] = ()
-    dropped: tuple[tuple[str, str], ...] = ()
-    tied: tuple[tuple[str, str], ...] = ()
-    notes: tuple[str, ...] = ()
-
-    @property
-    def bytes(self) -> int:
-        return sum(output.bytes for output in self.outputs)
-
-    @property
-    def work(self) -> int:
-        """Bytes that `write` tells of: what is copied, written and read back."""
-        return 2 * sum(item_bytes(item) for output in self.outputs for item in output.items)
-
-    @property
-    def cast(self) -> list[tuple[str, str]]:
-        """The pairs of dtypes, from and to, in the order in which they are met."""
-        return list(dict.fromkeys((i.tensor.dtype, i.dtype) for i in self.items if i.dtype != i.tensor.dtype))
 
 
 def convert(source: str, target: str, metadata: dict[str, str] | None = None, replace: bool = False) -> Recipe:
@@ -91,9 +57,12 @@ def prepare(
     Raises CkptError for what cannot be read or expressed, or has no place to go.
     """
     paths = paths_of(file, checkpoint, request.part)
+    notes: list[str] = []
+    if request.to in NAMINGS and checkpoint:
+        paths, notes = _whole_model(paths, checkpoint, request)
     shards = request.most is not None
     # Each rank's file names its states as every other's does.
-    groups = [[path] for path in paths] if request.part == "optimizer" and request.to not in _NAMINGS else [paths]
+    groups = [[path] for path in paths] if request.part == "optimizer" and request.to not in NAMINGS else [paths]
     if len(groups) > 1 and not below:
         if output is None or not (output.endswith(os.sep) or os.path.isdir(os.path.expanduser(output))):
             raise CkptError(f"the optimizer is in {len(paths)} files", "-o DIR/ takes them all, --part FILE one")
@@ -106,26 +75,46 @@ def prepare(
         targets = [places.named(below, name, request.to, shards) for name in names]
     else:
         targets = [places.output_path(group, output, request.to, shards) for group in groups]
-    return joined([_prepare(group, checkpoint, request, target) for group, target in zip(groups, targets)])
+    recipe = joined([_prepare(group, checkpoint, request, target) for group, target in zip(groups, targets)])
+    return recipe._replace(notes=(*notes, *recipe.notes))
+
+
+def _whole_model(paths: list[str], checkpoint: Checkpoint, request: Request) -> tuple[list[str], list[str]]:
+    """All files of the model of which one was named, for its other names need them all; and what is to be said.
+
+    Raises CkptError for a part that is no model and no adapter, Damaged where a file of the model is missing.
+    """
+    roles = {part.path: part.role for part in checkpoint.parts}
+    foreign = [path for path in paths if roles.get(path) in ("optimizer", "recipe", "meta", "config", "tokenizer")]
+    if foreign:
+        what = f"{foreign[0]} is the {roles[foreign[0]]} of {checkpoint.ref}, and --to {request.to} is for models"
+        raise CkptError(what, "--to safetensors and --to pt take every part")
+    if not any(roles.get(path) == "model" for path in paths):
+        return paths, []
+    for problem in checkpoint.problems:
+        name = os.path.basename(problem.path or "")
+        if problem.code == "missing-part" and name.endswith(_WEIGHTS) and not name.startswith("optim"):
+            raise Damaged(f"{checkpoint.ref} lacks {name}", path=problem.path, kind="missing-part")
+    whole = paths_of(None, checkpoint, "model")
+    if set(whole) <= set(paths):
+        return paths, []
+    what = f"{paths[0]} is one of {len(whole)} files of {checkpoint.ref}"
+    if request.part:
+        raise CkptError(f"{what}, and a part of a model has no other names", "without --part it is converted whole")
+    return whole, [f"{what}, which is converted as a whole"]
 
 
 def _prepare(paths: Sequence[str], checkpoint: Checkpoint | None, request: Request, target: str) -> Recipe:
-    files = read_files(paths)
-    notes = [f"{file.path}: {said}" for file in files for said in file.notes]
-    if request.to in _NAMINGS:
+    files, notes = put_together(read_files(paths))
+    notes += [f"{file.path}: {said}" for file in files for said in file.notes]
+    if request.to in NAMINGS:
         recipe = _plan_named(files, checkpoint, request, target)
     else:
-        metadata, problems = _metadata(checkpoint, paths)
+        metadata, problems = metadata_of(checkpoint, paths)
         metadata["ckpt.source"] = fingerprint(files)
         recipe = plan(files, target, request, metadata)
         notes += problems
     return recipe._replace(notes=(*notes, *recipe.notes))
-
-
-def joined(recipes: Iterable[Recipe]) -> Recipe:
-    """Several plans as one, whose outputs appear together or not at all."""
-    fields: list[Any] = [tuple(itertools.chain.from_iterable(parts)) for parts in zip(*recipes)]
-    return Recipe(*fields)
 
 
 def plan(
@@ -143,6 +132,12 @@ def plan(
                    request.dtype, _refusal(request.to))  # fmt: skip
     aliases = _cast_aliases(origin, items)
     said = list(origin.said)
+    if unclear := mixed(origin.kinds):
+        what = f"{origin.label}: keys of {', '.join(map(ascii, unclear))} run into one another where dots join them"
+        if request.to == "pt":
+            hint = "ckpt convert --to safetensors keeps every tensor under its joined name"
+            raise CkptError(f"{what}, so what lay where is not known", hint)
+        said.append(f"{what}: --to pt will not restore what lay where")
     if request.to == "pt":
         outputs, lost = _torch(target, origin, items, aliases, notes)
         said += lost
@@ -182,6 +177,7 @@ def _plan_named(files: Sequence[TensorFile], checkpoint: Checkpoint | None, requ
     if config and request.dtype and len(dtypes) == 1:
         config.update((key, request.dtype) for key in ("dtype", "torch_dtype") if key in config)
     outputs: list[Output]
+    aliases: list[Alias] = []
     if safe:
         adapter = config is not None and "peft_type" in config
         stem = os.path.join(target, "adapter_model" if adapter else "model")
@@ -190,7 +186,9 @@ def _plan_named(files: Sequence[TensorFile], checkpoint: Checkpoint | None, requ
         name = "adapter_config.json" if adapter else "config.json"
     else:
         path = os.path.join(target, "consolidated.00.pth") if request.to == "meta" else target
-        outputs = [torch_writer.archive(path, items, (), [item.name for item in items], {}, {}).output]
+        order = [item.name for item in items]
+        items, aliases = untie_equals(items)
+        outputs = [torch_writer.archive(path, items, aliases, order, {}, {}).output]
         name = "params.json"
     if request.to in places.FOLDERS:
         if config is not None:
@@ -200,8 +198,9 @@ def _plan_named(files: Sequence[TensorFile], checkpoint: Checkpoint | None, requ
         taken = {output.path for output in outputs}
         outputs += [copy for copy in copies if copy.path not in taken]
         notes += warnings
+    tied = (*mapped.tied, *((alias.name, alias.of) for alias in aliases))
     return Recipe(
-        tuple(outputs), tuple(items), (), mapped.renamed, mapped.dropped, mapped.tied, tuple(notes)
+        tuple(outputs), tuple(items), tuple(aliases), mapped.renamed, mapped.dropped, tied, tuple(notes)
     )  # fmt: skip
 
 
@@ -261,13 +260,14 @@ def _torch(
     outputs = [made.output]
     said = _lost(made.lost)
     foreign = [name for name in notes if not name.startswith("ckpt.") and name != "format"]
+    foreign += [name for name, key in CONFIGS.items() if key in notes]
     if foreign:
         said.append(f"a torch file has no header for texts: {', '.join(foreign[:5])} did not go along")
-    if "ckpt.meta" in notes:
+    if META in notes:
         stem = os.path.splitext(os.path.basename(target))[0]
         number = _FILE_MODEL.fullmatch(stem)
         name = f"meta_{number[1]}.json" if number else f"{stem}.json"
-        data = notes["ckpt.meta"].encode("utf-8", "backslashreplace")
+        data = notes[META].encode("utf-8", "backslashreplace")
         outputs.append(safetensors_writer.literal(os.path.join(os.path.dirname(target), name), data))
     return outputs, said
 
@@ -279,61 +279,9 @@ def _lost(names: Sequence[str]) -> list[str]:
     return [f"what is no plain value goes along as text or as the members it has: {first}"]
 
 
-def fingerprint(files: Iterable[TensorFile]) -> str:
-    """Which bytes a conversion was made of, as far as headers tell: places and recorded CRC32s; of files that have
-    none, their sizes and times too."""
-    state = hashlib.sha256()
-    for file in files:
-        for tensor in file.tensors:
-            state.update(repr((tensor.name, tensor.dtype, tensor.shape, tensor.stride, tensor.offset)).encode())
-        bare = set()
-        for storage in file.storages:
-            state.update(repr((storage.offset, storage.bytes, storage.crc32)).encode())
-            if storage.crc32 is None:
-                bare.add(storage.file)
-        for path in sorted(bare):
-            status = os.stat(path)
-            state.update(repr((status.st_size, status.st_mtime_ns)).encode())
-    return state.hexdigest()[:32]
-
-
-def _metadata(checkpoint: Checkpoint | None, paths: Sequence[str]) -> tuple[dict[str, str], list[str]]:
-    """What goes along of the checkpoint: its reference, and its meta file word for word if it is whole."""
-    if checkpoint is None or not {part.path for part in checkpoint.having("model", "index")} & set(paths):
-        return {}, []
-    metadata, problems = {"ckpt.ref": checkpoint.ref}, []
-    for part in checkpoint.having("meta"):
-        try:
-            metadata["ckpt.meta"] = read_meta(part.path)
-        except CkptError as error:
-            problems.append(f"the metadata does not go along: {error.message}")
-    return metadata, problems
-
-
-def read_meta(path: str) -> str:
-    """A meta file word for word, in whatever encoding JSON allows; raises CkptError where it is no JSON."""
-    read_json(path)
-    with open(path, "rb") as file:
-        data = file.read()
-    return data.decode(json.detect_encoding(data), "replace")
-
-
 def check_target(to: str) -> None:
     if to not in TARGETS:
         raise CkptError(f"{to!a} is no format to convert to: {', '.join(TARGETS)}")
-
-
-def result_record(recipe: Recipe) -> dict[str, Any]:
-    """The recipe as JSON shows it."""
-    return {
-        "outputs": [{"path": output.path, "bytes": output.bytes} for output in recipe.outputs],
-        "tensors": len(recipe.items),
-        "bytes": recipe.bytes,
-        "renamed": [{"from": old, "to": new} for old, new in recipe.renamed],
-        "cast": [{"from": old, "to": new} for old, new in recipe.cast],
-        "dropped": [{"name": name, "reason": reason} for name, reason in recipe.dropped],
-        "tied": [{"name": name, "of": of} for name, of in recipe.tied],
-    }
 
 
 def requested_dtype(word: str) -> str:

@@ -8,9 +8,10 @@ from collections.abc import Callable, Iterator, Mapping
 from functools import cache, partial
 from typing import Any, NamedTuple
 
-from ckpt_cli.checkpoint import Checkpoint, Problem, TensorFile, in_order
+from ckpt_cli.checkpoint import Checkpoint, TensorFile, in_order
 from ckpt_cli.errors import CkptError
 from ckpt_cli.layouts import LAST_RESORT, Folder, layouts
+from ckpt_cli.unfinished import left_over, settled
 
 # Directory name -> source, in the order in which a default is looked for. One day of 2026 wrote `sft_checkpoints`.
 SOURCES: Mapping[str, str] = {
@@ -24,8 +25,6 @@ MAX_DEPTH = 5
 GRACE_SECONDS = 600
 TRASH = ".ckpt-trash"
 _SKIPPED = re.compile(r"base_data.*|eval_bundle|report|tokenizer|\..*", re.DOTALL)
-# Renamed once all is in it; what bears such a name was cut off, or is not done.
-_UNFINISHED = (".tmp", ".partial", ".incomplete")
 
 
 class Discovery(NamedTuple):
@@ -105,7 +104,7 @@ def walk(
                         files[entry.name] = entry
                         continue
                     folders.append(entry.name)
-                    if level >= depth or _SKIPPED.fullmatch(entry.name):
+                    if level >= depth or is_skipped(entry.name):
                         continue
                     out = linked
                     if entry.is_symlink():
@@ -151,6 +150,11 @@ def _above(root: str, sources: Mapping[str, str]) -> Folder | None:
     return Folder(path, source, tag, files, tuple(folders), 0, 0, read_index=_read_index)
 
 
+def is_skipped(name: str) -> bool:
+    """Whether nothing is looked for in directories of this name."""
+    return bool(_SKIPPED.fullmatch(name))
+
+
 def claims(root: str, *, depth: int, sources: Mapping[str, str] = SOURCES) -> bool:
     """Whether a layout finds anything in `root` or up to `depth` levels below."""
     return bool(_scan(list(walk(os.path.realpath(root), sources=sources, depth=depth))))
@@ -185,7 +189,7 @@ def _scan(folders: list[Folder]) -> list[Checkpoint]:
     claimed: set[str] = set()
     for layout in layouts():
         asked = [f for f in folders if f.path not in claimed] if layout.PRECEDENCE == LAST_RESORT else folders
-        mine = [_finished(checkpoint, folder) for folder in asked for checkpoint in layout.scan(folder)]
+        mine = [settled(checkpoint, folder) for folder in asked for checkpoint in layout.scan(folder)]
         for path in (part.path for checkpoint in mine for part in checkpoint.parts):
             directory, name = os.path.split(path)
             if directory in places:
@@ -194,16 +198,7 @@ def _scan(folders: list[Folder]) -> list[Checkpoint]:
                 claimed.add(directory)
                 directory = os.path.dirname(directory)
         found += mine
-    return found
-
-
-def _finished(checkpoint: Checkpoint, folder: Folder) -> Checkpoint:
-    """As it is, unless its folder has not yet been given the name that a trainer gives it in the end."""
-    if not folder.name.endswith(_UNFINISHED) or checkpoint.problems:
-        return checkpoint
-    problem = Problem("unfinished", f"{folder.name} is the name of a folder that is still being written", folder.path)
-    state = folder.state(checkpoint.parts, (problem,))
-    return checkpoint._replace(state=state, problems=(problem,), resumable=checkpoint.resumable and False)
+    return found + left_over(folders, {(c.dir, c.step) for c in found})
 
 
 def _read_index(path: str) -> TensorFile:
@@ -226,7 +221,7 @@ def _is_met(path: str, root: str, depth: int) -> bool:
     if not path.startswith(root.rstrip(os.sep) + os.sep):
         return False
     names = path[len(root.rstrip(os.sep)) + 1 :].split(os.sep)
-    return len(names) <= depth and not any(_SKIPPED.fullmatch(name) for name in names)
+    return len(names) <= depth and not any(map(is_skipped, names))
 
 
 def _unique(found: list[Checkpoint]) -> list[Checkpoint]:
@@ -265,7 +260,8 @@ def _order(sources: Mapping[str, str]) -> Callable[[Checkpoint], tuple[Any, ...]
     def key(checkpoint: Checkpoint) -> tuple[Any, ...]:
         source = rank.get(checkpoint.source or "", len(rank))
         run = source, checkpoint.source or "", natural(checkpoint.tag), checkpoint.run_dir
-        return *run, *in_order(checkpoint), checkpoint.name
+        name = checkpoint.name
+        return *run, *in_order(checkpoint), natural(name) if checkpoint.step is None else [(0, 0, name)]
 
     return key
 

@@ -14,6 +14,7 @@ from collections.abc import Iterable, Sequence
 from ckpt_cli.checkpoint import Checkpoint, Part, Problem, Role
 from ckpt_cli.errors import Refused
 from ckpt_cli.journal import File, Removal
+from ckpt_cli.whereabouts import own_folders
 
 _RECENT = 5 * 10**9
 _PAUSE = 0.25
@@ -56,7 +57,8 @@ def plan_removal(checkpoint: Checkpoint, parts: Iterable[Part], order: Sequence[
     going = sorted(parts, key=lambda part: place.get(part.role, len(place)))
     paths = {part.path for part in going}
     model = [part for part in checkpoint.having("model", "adapter") if part.path not in paths]
-    return Removal(checkpoint.ref, _files(checkpoint, going), _files(checkpoint, model))
+    files = _files(checkpoint, going)
+    return Removal(checkpoint.ref, files, _files(checkpoint, model), own_folders(checkpoint.run_dir, files))
 
 
 def unchanged(checkpoints: Iterable[Checkpoint]) -> None:

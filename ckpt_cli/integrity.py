@@ -15,7 +15,7 @@ from ckpt_cli.errors import CkptError, Damaged, Interrupted
 from ckpt_cli.formats import ByteSource, FileSource, Window
 from ckpt_cli.inflate import Inflated
 from ckpt_cli.layouts import MAX_JSON_BYTES, read_json
-from ckpt_cli.tensors import RANGE, about, crc32, recognise
+from ckpt_cli.tensors import RANGE, about, crc32, range_crc32, ranges, recognise
 
 Kind = Literal["tensors", "any", "json", "plain"]
 Tick = Callable[[int], None]
@@ -251,47 +251,36 @@ def _digest(
         if record.offset < at:
             left.add(index)
             continue
-        for block in _blocks(source, at, record.offset - at, buffer, tick):
+        for block in ranges(source, at, record.offset - at, tick, buffer):
             state.update(block)
         value = 0
-        for block in _blocks(source, record.offset, record.bytes, buffer, tick):
+        for block in ranges(source, record.offset, record.bytes, tick, buffer):
             state.update(block)
             value = crc32(block, value)
         found[index] = value
         at = record.offset + record.bytes
-    for block in _blocks(source, at, source.size - at, buffer, tick):
+    for block in ranges(source, at, source.size - at, tick, buffer):
         state.update(block)
     return state.hexdigest(), left
 
 
 def _crc(source: ByteSource, record: Storage, buffer: memoryview, tick: Tick) -> int | CkptError:
-    value, place, base = 0, source, record.offset
+    place, base = source, record.offset
     try:
         if record.packed:
             place, base = Inflated(Window(source, record.offset, record.packed), record.bytes), 0
-        for block in _blocks(place, base, record.bytes, buffer, tick):
-            value = crc32(block, value)
+        return range_crc32(place, base, record.bytes, tick, buffer)
     except CkptError as error:
         if not record.packed or isinstance(error, Interrupted):
             raise
         return error
-    return value
 
 
 def _is_zero(source: ByteSource, record: Storage, tick: Tick) -> bool:
     if record.packed or not record.bytes:
         return False
-    buffer = memoryview(bytearray(RANGE))
-    blocks = _blocks(source, record.offset, record.bytes, buffer, tick)
+    blocks = ranges(source, record.offset, record.bytes, tick)
     return not any(bytes(block).strip(b"\0") for block in blocks)
-
-
-def _blocks(source: ByteSource, offset: int, length: int, buffer: memoryview, tick: Tick) -> Iterator[memoryview]:
-    for at in range(0, length, len(buffer)):
-        view = buffer[: min(len(buffer), length - at)]
-        source.read_into(offset + at, view)
-        tick(len(view))
-        yield view
 
 
 def size_of(path: str) -> int:

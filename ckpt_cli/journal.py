@@ -10,11 +10,11 @@ import errno
 import json
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from ckpt_cli.atomic import NO_SPACE, fsync_directory, locked
 from ckpt_cli.discover import TRASH
@@ -32,8 +32,7 @@ _STATES: dict[str, OperationState] = {
 }
 
 
-@dataclass(frozen=True)
-class File:
+class File(NamedTuple):
     """A file to be removed, by its path below the run's directory, and what it was when the plan was made."""
 
     name: str
@@ -42,16 +41,28 @@ class File:
     inode: int
 
 
-@dataclass(frozen=True)
-class Removal:
+class Removal(NamedTuple):
     """One checkpoint of a run, its files in the order in which they go.
 
     `beside` is the model that stays where it is when only the optimizer goes: to no other one may that come back.
+    `folders` are those right below the run that hold some of these files and nothing else: each goes as one.
     """
 
     ref: str
     files: tuple[File, ...]
     beside: tuple[File, ...] = ()
+    folders: tuple[str, ...] = ()
+
+    @property
+    def pieces(self) -> list[tuple[str, list[File]]]:
+        """What goes by one rename each, in order: a file, or a folder with all files in it."""
+        if not self.folders:
+            return [(file.name, [file]) for file in self.files]
+        pieces: dict[str, list[File]] = {}
+        for file in self.files:
+            top = file.name.partition(os.sep)[0]
+            pieces.setdefault(top if top in self.folders else file.name, []).append(file)
+        return list(pieces.items())
 
 
 @dataclass(frozen=True)
@@ -78,13 +89,17 @@ class Operation:
     @cached_property
     def folders(self) -> list[str]:
         """Those below the run's directory that its files lie in, the innermost first."""
-        names = (file.name for removal in self.removals for file in removal.files)
-        pending = {os.path.dirname(name) for name in names if os.sep in name}
-        found: set[str] = set()
-        while pending:
-            found |= pending
-            pending = {os.path.dirname(folder) for folder in pending if os.sep in folder} - found
-        return sorted(found, key=lambda folder: (-folder.count(os.sep), folder))
+        return folders_of(file.name for removal in self.removals for file in removal.files)
+
+
+def folders_of(names: Iterable[str]) -> list[str]:
+    """All folders that files lie in, by their paths below one, the innermost first."""
+    pending = {os.path.dirname(name) for name in names if os.sep in name}
+    found: set[str] = set()
+    while pending:
+        found |= pending
+        pending = {os.path.dirname(folder) for folder in pending if os.sep in folder} - found
+    return sorted(found, key=lambda folder: (-folder.count(os.sep), folder))
 
 
 def new_id() -> str:
@@ -149,9 +164,9 @@ def begin(operation: Operation, keep_trash: bool) -> int:
     os.mkdir(operation.folder)
     descriptor = os.open(os.path.join(operation.folder, JOURNAL), os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
     try:
+        # A field that is empty and may be left out is.
         removals = [
-            {"ref": r.ref, "files": _values(r.files), **({"beside": _values(r.beside)} if r.beside else {})}
-            for r in operation.removals
+            {name: value for name, value in removal._asdict().items() if value} for removal in operation.removals
         ]
         append(descriptor, {"version": 1, "trash": keep_trash, "removals": removals})
         for folder in (operation.folder, trash, operation.run):
@@ -204,11 +219,7 @@ def read(run: str, id: str) -> Operation:
     try:
         entries = entries_of(os.path.join(run, TRASH, id))
         keep_trash, failed = entries[0]["trash"], failed_of(entries[1:])
-        removals = tuple(
-            Removal(str(entry["ref"]), *(tuple(_file(*v) for v in entry.get(k, ())) for k in ("files", "beside")))
-            for entry in entries[0]["removals"]
-            if entry["ref"] not in failed
-        )
+        removals = tuple(_removal(entry) for entry in entries[0]["removals"] if entry["ref"] not in failed)
         last = entries[-1]["state"] if len(entries) > 1 else "begun"
         # A trash of nothing goes like a deletion that is done.
         state = _STATES["trash" if last == "moved" and keep_trash and removals else last]
@@ -217,8 +228,13 @@ def read(run: str, id: str) -> Operation:
     return Operation(id, run, state, removals)
 
 
-def _values(files: Sequence[File]) -> list[list[Any]]:
-    return [[file.name, file.bytes, file.modified, file.inode] for file in files]
+def _removal(entry: Any) -> Removal:
+    """One checkpoint as the journal tells it; raises as `_file` does."""
+    files, beside = (tuple(_file(*values) for values in entry.get(key, ())) for key in ("files", "beside"))
+    folders = tuple(entry.get("folders", ()))
+    if not {file.name.partition(os.sep)[0] for file in files if os.sep in file.name}.issuperset(folders):
+        raise ValueError("a folder in the journal is none of its files'")
+    return Removal(str(entry["ref"]), files, beside, folders)
 
 
 def _file(name: Any, bytes: Any, modified: Any, inode: Any) -> File:

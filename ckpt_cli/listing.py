@@ -1,11 +1,8 @@
-"""Tensors and values as `inspect tensors` tells of them: totals, records for JSON, short texts for people."""
+"""The tensors of several files as `inspect tensors` tells of them: what they share, totals, records for JSON."""
 
 from __future__ import annotations
 
-import json
-import math
-import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ckpt_cli.checkpoint import TensorFile, TensorInfo
@@ -84,84 +81,3 @@ def _view_record(tensor: TensorInfo) -> dict[str, Any]:
         "offset": tensor.file_offset,
         "storage": tensor.storage and tensor.storage.name,
     }
-
-
-def shape_text(shape: Sequence[int]) -> str:
-    return "x".join(map(str, shape)) or "scalar"
-
-
-def storage_text(item: Listed) -> str:
-    """Where the bytes of a tensor are: its storage, the tensor it shares them with, or the pieces it is made of."""
-    tensor = item.tensor
-    if tensor.form == "chunked":
-        files = len({piece.storage.file for _, piece in tensor.pieces if piece.storage})
-        return f"{_count(len(tensor.pieces), 'piece')} in {_count(files, 'file')}"
-    if tensor.form == "slice":
-        return "slice at " + " and ".join(",".join(map(str, at)) for at, _ in tensor.pieces)
-    if tensor.pieces:
-        return f"{tensor.form}: " + ", ".join(f"{at} {shape_text(piece.shape)}" for at, piece in tensor.pieces)
-    if tensor.storage is None:
-        return tensor.form
-    # safetensors has no storages: each tensor has its own bytes, and there is nothing to say of them.
-    place = "-" if tensor.storage.name == tensor.name else tensor.storage.name
-    if item.sharing.tied_to is not None:
-        place = f"tied to {item.sharing.tied_to}"
-    elif item.sharing.view_of is not None:
-        place = f"view of {item.sharing.view_of}"
-    elif item.sharing.shared:
-        place = f"shares storage {place}"
-    return place if tensor.form in ("strided", "archived") else f"{place} ({tensor.form})"
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
-
-
-def figure_text(value: float | None) -> str:
-    """A figure in four digits; whole numbers as they are."""
-    return "-" if value is None else str(value) if isinstance(value, int) else f"{value:.4g}"
-
-
-def file_texts(files: Sequence[TensorFile]) -> dict[str, str]:
-    """By path, what tells the files apart: their names, or paths where two have the same name."""
-    names = {file.path: os.path.basename(file.path) for file in files}
-    return names if len(set(names.values())) == len(names) else {path: path for path in names}
-
-
-def value_text(value: Any) -> str:
-    """A value in one line: texts as they are, all else as JSON."""
-    if isinstance(value, str):
-        return value or '""'
-    if isinstance(value, float) and not math.isfinite(value):
-        return str(value)
-    return json.dumps(value, ensure_ascii=False)
-
-
-def short_values(values: Mapping[str, Any], most: int, width: int) -> tuple[list[tuple[str, str]], int]:
-    """The first of the values, those with the fewest dots before others, a list of many as one; and how many are left.
-
-    Texts are cut to `width` characters.
-    """
-    lists: dict[str, dict[str, Any]] = {}
-    for name, value in values.items():
-        stem, dot, index = name.rpartition(".")
-        lists.setdefault(stem if dot and index.isdecimal() else name, {})[name] = value
-    rows: list[tuple[str, str]] = []
-    left = 0
-    for stem, members in sorted(lists.items(), key=_rank):
-        if len(rows) == most:
-            left += len(members)
-            continue
-        if len(members) == 1:
-            name, shown = next((name, value_text(value)) for name, value in members.items())
-        else:
-            # No more of a long list than is shown.
-            begin = [value_text(value) for value, _ in zip(members.values(), range(width))]
-            name, shown = stem, f"{len(members)} values: {', '.join(begin)}"
-        rows.append((name, shown if len(shown) <= width else shown[: width - 3] + "..."))
-    return rows, left
-
-
-def _rank(item: tuple[str, Any]) -> tuple[bool, int]:
-    """Fewest dots first; the classes of pickled objects last."""
-    return item[0].endswith("<class>"), item[0].count(".")

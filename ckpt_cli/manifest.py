@@ -71,16 +71,21 @@ def inside(path: str, file: str) -> bool:
     return file.startswith(folder.rstrip(os.sep) + os.sep)
 
 
-def write(path: str, digests: Mapping[str, str], replace: bool) -> None:
-    """Writes a manifest of absolute path -> digest; whole or not at all. Raises Refused where one is there."""
+def text_of(path: str, digests: Mapping[str, str]) -> bytes:
+    """What a manifest at `path` says of absolute path -> digest."""
     folder = os.path.dirname(path)
     lines = []
     for file, digest in digests.items():
         raw = os.fsencode(os.path.relpath(file, folder))
         escaped = b"".join(_ESCAPES.get(raw[i : i + 1], raw[i : i + 1]) for i in range(len(raw)))
         lines.append((b"\\" if escaped != raw else b"") + digest.encode() + b"  " + escaped + b"\n")
+    return b"".join(lines)
+
+
+def write(path: str, digests: Mapping[str, str], replace: bool) -> None:
+    """Writes a manifest of absolute path -> digest; whole or not at all. Raises Refused where one is there."""
     with staged(path, replace) as descriptor:
-        data = memoryview(b"".join(lines))
+        data = memoryview(text_of(path, digests))
         while data:
             data = data[os.write(descriptor, data) :]
         os.fsync(descriptor)

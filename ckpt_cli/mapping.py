@@ -19,7 +19,8 @@ from ckpt_cli.formats import Files
 from ckpt_cli.items import Mapped
 from ckpt_cli.layouts import read_json
 from ckpt_cli.maps import Source, carried, naming_of, split
-from ckpt_cli.origin import unwrapped
+from ckpt_cli.origin import header_of, unwrapped
+from ckpt_cli.provenance import CONFIGS, META
 from ckpt_cli.tensors import blocks, checked_blocks, readable, unpacked
 
 _CODES = {"float64": "d", "float32": "f", "float16": "e"}
@@ -79,7 +80,8 @@ def _of_one_adapter(
 
 
 def _state_of(files: Sequence[TensorFile]) -> tuple[dict[str, TensorInfo], dict[str, Any]]:
-    """The tensors of all files by name, less what torch.compile put into it, and their values.
+    """The tensors of all files by name, less what torch.compile put into it, and their values. A name that a header
+    tells to be an alias is there as a view of what it is one of.
 
     Raises CkptError where two would have one name.
     """
@@ -87,7 +89,8 @@ def _state_of(files: Sequence[TensorFile]) -> tuple[dict[str, TensorInfo], dict[
     values: dict[str, Any] = {}
     for file in files:
         others = set(named)
-        for tensor in file.tensors:
+        header = header_of(file)
+        for tensor in (*file.tensors, *(alias.tensor for alias in (header.aliases if header else ()))):
             name = unwrapped(tensor.name)
             if name in named and name not in others:
                 raise CkptError(f"{file.path}: two of its tensors would be called {name!a}")
@@ -171,7 +174,9 @@ def _configuration(
     """
     known: dict[str, dict[str, Any]] = {kind: {} for kind in (*_GIVEN, "given")}
     values |= _noted(values, "ckpt.values")
-    known["meta"] = _noted(values, "ckpt.meta")
+    known["meta"] = _noted(values, META)
+    for name, key in CONFIGS.items():
+        known[_OWN[name]] = _noted(values, key)
     for part in checkpoint.having("config", "meta") if checkpoint else ():
         name = os.path.basename(part.path)
         kind = "meta" if part.role == "meta" and name.startswith("meta") else _OWN.get(name)

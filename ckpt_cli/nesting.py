@@ -5,16 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from ckpt_cli.pickling import View
+from ckpt_cli.pickling import Ordered, View
 
-_CONTAINERS = frozenset({"dict", "ints", "list", "tuple", "object"})
+_CONTAINERS = frozenset({"dict", "ordered", "mixed", "ints", "list", "tuple", "object"})
 # A value that refers to another says so, in the words of `TensorFile.values`.
 _SAME = "<same as "
 
 
 def is_flat(kinds: Mapping[str, str]) -> bool:
     """Whether all names lie directly in one dict, as those of a state dict do."""
-    return all(kind == "dict" if not name else kind == "module" for name, kind in kinds.items())
+    return all(kind in ("dict", "ordered") if not name else kind == "module" for name, kind in kinds.items())
 
 
 def nested(leaves: Iterable[tuple[str, Any]], kinds: Mapping[str, str]) -> tuple[Any, list[str]]:
@@ -26,7 +26,9 @@ def nested(leaves: Iterable[tuple[str, Any]], kinds: Mapping[str, str]) -> tuple
     containers = {name: kind for name, kind in kinds.items() if kind in _CONTAINERS}
     containers.setdefault("", "dict")
     lost = lossy(kinds)
-    made: dict[str, dict[Any, Any]] = {name: {} for name in containers}
+    made: dict[str, dict[Any, Any]] = {
+        name: Ordered() if kind == "ordered" else {} for name, kind in containers.items()
+    }
     places = {name: _place(name, containers) for name in containers if name}
     for name, (parent, key) in places.items():
         made[parent][key] = made[name]
@@ -57,6 +59,11 @@ def nested(leaves: Iterable[tuple[str, Any]], kinds: Mapping[str, str]) -> tuple
         else:
             lost.append(name)
     return final[""], lost
+
+
+def mixed(kinds: Mapping[str, str]) -> list[str]:
+    """The names of dicts whose members' names do not tell which of them something lies in."""
+    return [name or "<root>" for name, kind in kinds.items() if kind == "mixed"]
 
 
 def lossy(kinds: Mapping[str, str]) -> list[str]:

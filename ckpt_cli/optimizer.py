@@ -97,8 +97,11 @@ class OptimizerState(NamedTuple):
         return _span(step for group in self.groups for step in group.step or ())
 
 
-class _Draft(NamedTuple):
-    """A group being read: the names of its parameters, and their states by parameter and name."""
+class Draft(NamedTuple):
+    """A group as it lies in a file: the names of its parameters, and their states by parameter and name.
+
+    `optimizer`, `number` and `hyperparameters` as in Group, those that are tensors not read.
+    """
 
     optimizer: str
     number: int | None
@@ -113,14 +116,19 @@ def optimizer_state(file: TensorFile, rank: int | None = None) -> OptimizerState
     Of tensors only the scalars named `step` and scalar hyperparameters are read. Raises Damaged where one of those
     does not fit its CRC32.
     """
-    found = _found(file)
-    drafts = _join_single([draft for prefix in found for draft in _drafts(prefix, *found[prefix])])
-    if not drafts:
+    found = groups_of(file)
+    if not found:
         return None
     with Files() as files:
         numbers = Numbers(files)
-        groups = tuple(_group(draft, numbers) for draft in drafts)
+        groups = tuple(_group(draft, numbers) for draft in found)
     return OptimizerState(file.path, rank, os.stat(file.path).st_size, groups)
+
+
+def groups_of(file: TensorFile) -> list[Draft]:
+    """The groups of every optimizer in a file, with the tensors of their states; nothing of these is read."""
+    found = _found(file)
+    return _join_single([draft for prefix in found for draft in _drafts(prefix, *found[prefix])])
 
 
 def without_state(ranks: Iterable[OptimizerState]) -> int:
@@ -180,9 +188,9 @@ def _same(value: Any, values: dict[str, Any]) -> Any:
     return value
 
 
-def _drafts(prefix: str, groups: _Pairs, states: _Pairs) -> list[_Draft]:
+def _drafts(prefix: str, groups: _Pairs, states: _Pairs) -> list[Draft]:
     """The groups of one optimizer with their states, and, last, the states that no group names."""
-    drafts: dict[str, _Draft] = {}
+    drafts: dict[str, Draft] = {}
     for name, value in groups:
         key, _, rest = name.partition(".")
         if not key.isdecimal():
@@ -190,7 +198,7 @@ def _drafts(prefix: str, groups: _Pairs, states: _Pairs) -> list[_Draft]:
             key, _, rest = name.rpartition(".")
         if not rest:
             continue
-        draft = drafts.setdefault(key, _Draft(prefix, len(drafts), {}, [] if key.isdecimal() else [key], {}))
+        draft = drafts.setdefault(key, Draft(prefix, len(drafts), {}, [] if key.isdecimal() else [key], {}))
         option, _, below = rest.partition(".")
         if option == "params":
             draft.params.extend(map(str, value if isinstance(value, list) else [value]))
@@ -201,7 +209,7 @@ def _drafts(prefix: str, groups: _Pairs, states: _Pairs) -> list[_Draft]:
         else:
             draft.hyperparameters[option] = value
     owners = {param: draft for draft in drafts.values() for param in draft.params}
-    loose = _Draft(prefix, None, {}, [], {})
+    loose = Draft(prefix, None, {}, [], {})
     for name, value in states:
         param, state = _split(name, owners)
         entry = owners.get(param, loose).entries.setdefault(param, {})
@@ -213,7 +221,7 @@ def _drafts(prefix: str, groups: _Pairs, states: _Pairs) -> list[_Draft]:
     return [*named, loose._replace(params=list(loose.entries))] if loose.entries else named
 
 
-def _split(name: str, owners: dict[str, _Draft]) -> tuple[str, str]:
+def _split(name: str, owners: dict[str, Draft]) -> tuple[str, str]:
     """Parameter and state of a dotted name. Parameter names may hold dots, and so may what lies in a state."""
     if name in owners:
         return name, ""
@@ -228,7 +236,7 @@ def _split(name: str, owners: dict[str, _Draft]) -> tuple[str, str]:
     return (param, state) if param else (name, "")
 
 
-def _join_single(drafts: list[_Draft]) -> list[_Draft]:
+def _join_single(drafts: list[Draft]) -> list[Draft]:
     """One optimizer a parameter, each under its parameter's name, becomes one group for each set of hyperparameters."""
     count: dict[str, int] = {}
     for draft in drafts:
@@ -257,9 +265,9 @@ def _join_single(drafts: list[_Draft]) -> list[_Draft]:
     return [*_join(renamed), *(draft for draft in drafts if id(draft) not in chosen)]
 
 
-def _join(drafts: list[_Draft]) -> list[_Draft]:
+def _join(drafts: list[Draft]) -> list[Draft]:
     """Groups with equal hyperparameters as one, numbered anew."""
-    joined: dict[str, _Draft] = {}
+    joined: dict[str, Draft] = {}
     for draft in drafts:
         settings = repr(sorted(draft.hyperparameters.items()))
         whole = joined.setdefault(settings, draft._replace(number=len(joined), params=[], entries={}))
@@ -268,7 +276,7 @@ def _join(drafts: list[_Draft]) -> list[_Draft]:
     return list(joined.values())
 
 
-def _group(draft: _Draft, numbers: Numbers) -> Group:
+def _group(draft: Draft, numbers: Numbers) -> Group:
     settings = {name: _setting(value, numbers) for name, value in draft.hyperparameters.items()}
     names: dict[str, list[Any]] = {}
     having = set()

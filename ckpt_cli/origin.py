@@ -56,7 +56,9 @@ def gather(files: Sequence[TensorFile]) -> Origin:
                 where = "two of its tensors" if len(files) == 1 else "two tensors of these files"
                 raise CkptError(f"{file.path}: {where} would be called {name!a}")
             named[name] = tensor
-        own = _own(file) if file.container == safetensors.NAME else None
+        own = header_of(file)
+        if twice := next((name for name, kind in file.kinds.items() if kind == "twice"), None):
+            raise CkptError(f"{file.path}: two of its values would be called {twice!a}")
         for key, value in (file.values if own is None else own.values).items():
             values.setdefault(key, value)
         for key, value in (file.kinds if own is None else own.kinds).items():
@@ -76,25 +78,37 @@ def unwrapped(name: str) -> str:
     return _WRAPPER.sub("", name)
 
 
-class _Own(NamedTuple):
+class Header(NamedTuple):
+    """What the texts of a safetensors header stand for; `notes` are those that no conversion wrote."""
+
     values: dict[str, Any]
     kinds: dict[str, str]
     aliases: list[Alias]
     notes: dict[str, str]
 
 
-def _own(file: TensorFile) -> _Own:
-    """The header's texts, those that our conversion wrote as what they stand for."""
+def header_of(file: TensorFile) -> Header | None:
+    """The header's texts, those that a conversion wrote as what they stand for; None for a file of another format.
+
+    An alias is told by `ckpt.aliases`, or as `save_model` of safetensors does it: its name, and of which it is one.
+    Raises CkptError where a text is not what a conversion writes.
+    """
+    if file.container != safetensors.NAME:
+        return None
     notes = {key.removeprefix(_META): text for key, text in file.values.items()}
     for key in _PASSING:
         notes.pop(key, None)
     tensors = {tensor.name: tensor for tensor in file.tensors}
     aliases = recorded(file.path, notes.pop("ckpt.aliases"), tensors) if "ckpt.aliases" in notes else []
+    named = tensors.keys() | {alias.name for alias in aliases} | {"format"}
+    for name in [n for n, of in notes.items() if of in tensors and n not in named and not n.startswith("ckpt.")]:
+        host = tensors[notes.pop(name)]
+        aliases.append(Alias(name, host.name, host._replace(name=name), 0))
     values = _object(file.path, notes, "ckpt.values")
     kinds = _object(file.path, notes, "ckpt.kinds")
     if not all(isinstance(kind, str) for kind in kinds.values()):
         raise CkptError(f"{file.path}: its ckpt.kinds maps to something else than text")
-    return _Own(values, kinds, aliases, notes)
+    return Header(values, kinds, aliases, notes)
 
 
 def _object(path: str, notes: dict[str, str], key: str) -> dict[str, Any]:
@@ -108,5 +122,5 @@ def _object(path: str, notes: dict[str, str], key: str) -> dict[str, Any]:
 
 
 def told_kinds(kinds: Mapping[str, str]) -> dict[str, str]:
-    """The kinds that are worth writing down: none where all names lie in one dict."""
-    return {} if set(kinds.items()) <= {("", "dict")} else dict(kinds)
+    """The kinds that are worth writing down: none where all names lie in one state dict as modules make them."""
+    return {} if set(kinds.items()) <= {("", "ordered")} else dict(kinds)

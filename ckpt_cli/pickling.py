@@ -48,6 +48,21 @@ def dumps(value: Any) -> bytes:
     return b"\x80\x02" + bytes(writer.out) + b"."
 
 
+def plain(value: Any) -> bytes:
+    """The opcodes that leave a value of JSON on the stack of any pickle: no slot of its memo is touched.
+
+    Raises CkptError for a value of another kind.
+    """
+    if isinstance(value, list):
+        return b"](" + b"".join(map(plain, value)) + b"e"
+    if isinstance(value, dict):
+        return b"}(" + b"".join(plain(key) + plain(item) for key, item in value.items()) + b"u"
+    make = _SCALARS.get(type(value))
+    if make is None:
+        raise CkptError(f"a {type(value).__name__} cannot be written into a pickle")
+    return make(value)
+
+
 class _Writer:
     def __init__(self) -> None:
         self.out = bytearray()

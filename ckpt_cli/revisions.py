@@ -27,23 +27,25 @@ REVISIONS = {
 def revision_of(shapes: Mapping[str, tuple[int, ...]], config: Mapping[str, Any]) -> str:
     """The key of REVISIONS; `shapes` are those of the tensors by name, `config` the `model_config` of the metadata.
 
-    A checkpoint of the `window` weeks whose metadata lost `window_pattern` cannot be told from `lambdas`.
+    A checkpoint of the `window` weeks whose metadata lost `window_pattern` cannot be told from `lambdas`. Windows that
+    are all whole are nothing that the first revision had not; a name that is missing does not hide what the others say.
     """
-    if any(".mlp.router." in name for name in shapes):
-        return "moe3"
     if any(".moe." in name for name in shapes):
         return "moe"
+    if any(".mlp.router." in name for name in shapes) or config.get("num_experts"):
+        return "moe3"
     gates = {shape[-1] for name, shape in shapes.items() if name.endswith(".ve_gate.weight") and shape}
     if {"smear_gate.weight", "smear_lambda", "backout_lambda"} & set(shapes):
         return "smear"
     if 12 in gates:
         return "ve12"
-    if "bigram_lambdas" in shapes:
+    if any(name.startswith("bigram_") for name in shapes):
         return "engram"
-    if gates:
-        return "ve32"
-    if "v0_lambdas" in shapes or any(name.startswith("value_embed") for name in shapes):
+    if "v0_lambdas" in shapes or any(name.startswith("value_embed") and name[11:12] != "s" for name in shapes):
         return "v0"
-    if "window_pattern" in config:
-        return "window"
-    return "lambdas" if "resid_lambdas" in shapes else "v1"
+    if gates or any(name.startswith("value_embeds.") for name in shapes):
+        return "ve32"
+    pattern = config.get("window_pattern")
+    if {"resid_lambdas", "x0_lambdas"}.isdisjoint(shapes):
+        return "v1" if pattern is None or str(pattern).upper().strip("L") == "" else "window"
+    return "lambdas" if pattern is None else "window"

@@ -21,6 +21,18 @@ class Root(NamedTuple):
 def find_root(flag: str | None, environ: Mapping[str, str], cwd: str, settings: Settings = NOTHING) -> Root:
     """The root, from the first that says: --root, CKPT_ROOT, the settings, checkpoints here or two levels below,
     nanochat's."""
+    named = _named(flag, environ, settings)
+    if not named and claims(cwd, depth=2, sources=settings.sources):
+        return Root(os.path.realpath(cwd), "the current directory")
+    return named or _trainers(environ)
+
+
+def settled_root(flag: str | None, environ: Mapping[str, str], settings: Settings = NOTHING) -> Root:
+    """The same for a program whose checkpoints do not depend on where it was started."""
+    return _named(flag, environ, settings) or _trainers(environ)
+
+
+def _named(flag: str | None, environ: Mapping[str, str], settings: Settings) -> Root | None:
     settled = (settings.root, settings.origins.get("root", ""))
     for path, origin in ((flag, "--root"), (environ.get("CKPT_ROOT"), "CKPT_ROOT"), settled):
         if path:
@@ -28,8 +40,10 @@ def find_root(flag: str | None, environ: Mapping[str, str], cwd: str, settings: 
             if not os.path.isdir(path):
                 raise CkptError(f"there is no directory {path} ({origin})")
             return Root(os.path.realpath(path), origin)
-    if claims(cwd, depth=2, sources=settings.sources):
-        return Root(os.path.realpath(cwd), "the current directory")
+    return None
+
+
+def _trainers(environ: Mapping[str, str]) -> Root:
     base = environ.get("NANOCHAT_BASE_DIR")
     if base:
         return Root(os.path.realpath(os.path.expanduser(base)), "NANOCHAT_BASE_DIR")

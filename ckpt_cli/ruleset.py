@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ckpt_cli.budget import Budget
 from ckpt_cli.errors import CkptError
 from ckpt_cli.metrics import parse_metric
 from ckpt_cli.policies import Policy, keep_best, keep_every, keep_last, keep_steps, keep_within
-from ckpt_cli.settings import Settings, duration
+
+if TYPE_CHECKING:
+    from ckpt_cli.settings import Settings
 
 _SIZE = re.compile(r"([0-9]{1,15}(?:\.[0-9]{1,9})?)\s*([kmgtp]?)(i?)b", re.IGNORECASE)
 _POWERS = " kmgtp"
+_DURATION = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*([smhdw]?)")
+_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
 
 
 class Ruleset(NamedTuple):
@@ -40,6 +44,12 @@ def parse_size(text: str) -> int:
     # Not by floating point, which would lose bytes of a petabyte.
     unit: int = base ** _POWERS.index(match[2].lower() or " ")
     return int(whole) * unit + (int(part) * unit // 10 ** len(part) if part else 0)
+
+
+def duration(text: str) -> float | None:
+    """Seconds of `90`, `30s`, `10m`, `6h`, `7d` or `2w`; None for anything else."""
+    match = _DURATION.fullmatch(text.strip())
+    return float(match[1]) * _SECONDS[match[2] or "s"] if match else None
 
 
 def parse_age(text: str) -> float:

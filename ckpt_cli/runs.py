@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 from ckpt_cli.checkpoint import Checkpoint, checkpoint_record
-from ckpt_cli.convert import Recipe, Request, prepare, result_record
+from ckpt_cli.convert import prepare
 from ckpt_cli.errors import CkptError
 from ckpt_cli.places import refuse_outputs
-from ckpt_cli.writing import Advance, is_there, write
+from ckpt_cli.recipe import Recipe, Request, result_record
+from ckpt_cli.writing import Advance, Late, Output, is_there, write
 
 Status = Literal["planned", "written", "there", "skipped", "failed"]
 
@@ -26,23 +27,34 @@ class Job(NamedTuple):
     failure: CkptError | None = None
 
 
-def plan_all(
-    checkpoints: Sequence[Checkpoint], request: Request, output: str | None, force: bool, keep_going: bool
-) -> list[Job]:
-    """A job for each checkpoint. Beside each model, or below `output`, under its ref. Without `keep_going` no plan is
-    made beyond the first that fails."""
+def plan_all(checkpoints: Sequence[Checkpoint], request: Request, output: str | None, force: bool) -> list[Job]:
+    """A job for each checkpoint: beside each model, or below `output`, under its ref. What cannot be planned is told of
+    every one before anything is written."""
     below = None if output is None else os.path.abspath(os.path.expanduser(output))
     if below and os.path.lexists(below) and not os.path.isdir(below):
         raise CkptError(f"{below} is a file: --all writes below a directory")
     if below is None and (request.to != "safetensors" or request.most is not None):
         raise CkptError("--all writes these outputs below a directory", "-o DIR/ says where")
-    jobs: list[Job] = []
-    for checkpoint in checkpoints:
-        jobs.append(_job(checkpoint, request, below, force))
-        if jobs[-1].failure and not keep_going:
-            break
+    jobs = [_job(checkpoint, request, below, force) for checkpoint in _not_ours(checkpoints, below)]
+    outputs = {output.path: job for job in jobs if job.recipe for output in job.recipe.outputs}
+    jobs = [job for job in jobs if not _is_another_s(job, outputs)]
     _refuse_collisions(jobs)
     return jobs
+
+
+def _not_ours(checkpoints: Sequence[Checkpoint], below: str | None) -> Sequence[Checkpoint]:
+    """Without those that lie where the outputs go, among which are the outputs of an earlier run; all of them, where
+    all lie there."""
+    if below is None:
+        return checkpoints
+    top = os.path.realpath(below) + os.sep
+    return [c for c in checkpoints if not (os.path.realpath(c.dir) + os.sep).startswith(top)] or checkpoints
+
+
+def _is_another_s(job: Job, outputs: Mapping[str, Job]) -> bool:
+    """Whether its checkpoint is what another is converted to."""
+    models = [part.path for part in job.checkpoint.having("model")]
+    return bool(models) and all(outputs.get(path, job) is not job for path in models)
 
 
 def _job(checkpoint: Checkpoint, request: Request, below: str | None, force: bool) -> Job:
@@ -52,12 +64,20 @@ def _job(checkpoint: Checkpoint, request: Request, below: str | None, force: boo
         recipe = prepare(None, checkpoint, request, None, below)
         outputs = [output.path for output in recipe.outputs]
         sources = [part.path for part in checkpoint.parts if part.role != "export"]
+        # What is safetensors already, and would be written beside itself.
+        if request.dtype is None and set(outputs) <= set(sources):
+            return Job(checkpoint, recipe._replace(outputs=tuple(map(_as_it_lies, recipe.outputs))), "there")
         there = not force and all(map(is_there, recipe.outputs))
         if not there:
             refuse_outputs(outputs, sources, force)
         return Job(checkpoint, recipe, "there" if there else "planned")
     except CkptError as error:
         return Job(checkpoint, None, "failed", error)
+
+
+def _as_it_lies(output: Output) -> Output:
+    """An output that is not going to be written, of the size that the file has."""
+    return output._replace(segments=(Late(os.path.getsize(output.path), lambda digests: b""),))
 
 
 def _refuse_collisions(jobs: Sequence[Job]) -> None:
@@ -79,10 +99,12 @@ def work_of(jobs: Sequence[Job]) -> int:
 def carry_out(
     jobs: Sequence[Job], force: bool, keep_going: bool, advance: Advance, told: Callable[[Job], None]
 ) -> list[Job]:
-    """Writes what is planned; `told` gets each job as it ends. Without `keep_going` the first failure is the end."""
-    done = []
+    """Writes what is planned; `told` gets each job as it ends. Without `keep_going` nothing is written after the first
+    failure, and what was still planned stays so."""
+    done: list[Job] = []
+    stopped = False
     for job in jobs:
-        if job.status == "planned" and job.recipe:
+        if job.status == "planned" and job.recipe and not stopped:
             try:
                 write(job.recipe.outputs, force, advance)
                 job = job._replace(status="written")
@@ -90,8 +112,7 @@ def carry_out(
                 job = job._replace(status="failed", failure=error)
         done.append(job)
         told(job)
-        if job.failure and not keep_going:
-            break
+        stopped = stopped or (job.failure is not None and not keep_going)
     return done
 
 

@@ -85,6 +85,14 @@ def sharded(
     return [*outputs, literal(f"{stem}.safetensors.index.json", text.encode())]
 
 
+def of_bytes(path: str, name: str, dtype: str, shape: tuple[int, ...], data: bytes) -> Output:
+    """A file of one tensor whose contiguous little-endian bytes are `data`."""
+    entry = {"dtype": _CODES[dtype], "shape": list(shape), "data_offsets": [0, len(data)]}
+    text = json.dumps({"__metadata__": {"format": "pt"}, name: entry}, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return Output(path, (len(text).to_bytes(8, "little") + text, data), lambda source: None)
+
+
 def literal(path: str, data: bytes) -> Output:
     """A file of these bytes."""
     return Output(path, (data,), lambda source: None)

@@ -51,7 +51,7 @@ def choose_one(query: Query, accept: Accept | None = None, what: str = "complete
         names = [run[0].run for run in runs]
         raise CkptError(f"{query.tag!a} is ambiguous: {', '.join(names)}", f"name the source too, as in {names[0]}")
     if len(runs) > 1:
-        run, why = _default_run(runs, accept)
+        run, why = default_run(runs, accept)
         runs = [run]
     checkpoint = _step_of(runs[0], query.step, accept, query.settings.metric)
     if checkpoint is None:
@@ -104,7 +104,7 @@ def _runs(pool: Sequence[Checkpoint]) -> list[list[Checkpoint]]:
     return list(runs.values())
 
 
-def _default_run(runs: Sequence[list[Checkpoint]], accept: Accept) -> tuple[list[Checkpoint], str | None]:
+def default_run(runs: Sequence[list[Checkpoint]], accept: Accept) -> tuple[list[Checkpoint], str | None]:
     """The run that is meant when none is named, and why: depth, then a tag that begins like one, then age.
 
     Only runs with a checkpoint that counts are looked at, source by source in the order of the pool.

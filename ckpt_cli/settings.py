@@ -8,8 +8,11 @@ before a `pyproject.toml` beside it. Flags and the environment are stronger than
     grace = "10m"                   how long ago what is incomplete may have been touched and count as in progress
     [sources]                       names of sources, and the directories they stand for
     base = ["base_checkpoints", "ablations"]
-    [policies.weekly]               what `ckpt prune --policy weekly` keeps
+    [policies.weekly]               what `ckpt prune --policy weekly` keeps, as the options of the same names take it
     keep = 3
+    keep-within = "7d"
+
+Every value is checked when the file is read, also those that the command at hand has no use for.
 """
 
 from __future__ import annotations
@@ -20,8 +23,9 @@ import sys
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-from ckpt_cli.discover import GRACE_SECONDS, SOURCES
+from ckpt_cli.discover import GRACE_SECONDS, SOURCES, is_skipped
 from ckpt_cli.errors import CkptError
+from ckpt_cli.layouts import without_waiting
 from ckpt_cli.metrics import parse_metric
 
 FILE = "ckpt.toml"
@@ -30,17 +34,23 @@ _MAX_BYTES = 1 << 20
 # No key begins so far on in a line.
 _LONG = 200
 POLICY_KEYS = ("keep", "keep-last", "keep-every", "keep-best", "keep-within", "keep-step", "max-size", "metric")
-# [tool.ckpt], or ckpt.root under [tool]. Blanks, not \s: that takes in lines, and would be tried at each of many.
+# [tool.ckpt], tool.ckpt.root, or ckpt.root under [tool]. Blanks, not \s: that takes in lines, and would be tried at
+# each of many.
 _OURS = re.compile(
-    rb"^[ \t]*(?:\[[ \t]*tool[ \t]*\.[ \t]*[\"']?ckpt[\"']?[ \t]*[.\]]|[\"']?ckpt[\"']?[ \t]*[.=])", re.MULTILINE
+    rb"\btool[\"']?[ \t]*\.[ \t]*[\"']?ckpt[\"']?[ \t]*[.=\]]|(?:^|[{,])[ \t]*[\"']?ckpt[\"']?[ \t]*[.=]", re.MULTILINE
 )
-_UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
+# The longest whole number that is read, in digits.
+_DIGITS = 4300
+_METRIC = "metric is NAME, or NAME:min or NAME:max where the name is not a usual one"
 _HEADING = re.compile(r"\s*\[\[?([^\]]+)\]")
 _KEY = re.compile(r"\s*([^=#\[]+)=")
 
 
 class Settings(NamedTuple):
-    """The settings in force; `origins` gives, by key, the file that one came from."""
+    """The settings in force; `origins` gives, by key, the file that one came from.
+
+    `warnings` is what the user should be told of files that were left out.
+    """
 
     root: str | None = None
     sources: Mapping[str, str] = SOURCES
@@ -48,6 +58,7 @@ class Settings(NamedTuple):
     grace: float = GRACE_SECONDS
     policies: Mapping[str, Mapping[str, Any]] = {}
     origins: Mapping[str, str] = {}
+    warnings: tuple[str, ...] = ()
 
 
 class _Table(NamedTuple):
@@ -61,7 +72,7 @@ class _Table(NamedTuple):
         """The error for a key of the table `within`, with the line of it, or of that which it is written in."""
         named: dict[str, int] = {}
         under = ""
-        for number, line in enumerate(self.text.splitlines(), 1):
+        for number, line in enumerate(self.text.split("\n"), 1):
             heading, left = _HEADING.match(line[:_LONG]), _KEY.match(line[:_LONG])
             if heading:
                 under = _bare(heading[1])
@@ -86,19 +97,20 @@ NOTHING = Settings()
 def load(cwd: str, user_directory: str | None) -> Settings:
     """The settings that hold in a directory. `user_directory` is where the platform keeps a program's own.
 
-    Raises CkptError, naming file and line, for a file that cannot be read or says what is not understood.
+    Raises CkptError, naming file and line, for a file that cannot be read or says what is not understood. Only the
+    user's own file may be one that nobody here may read, as under sudo or in a container: that is a warning, and it
+    counts as empty.
     """
-    tables = [table for table in (_nearest(cwd), _of_user(user_directory)) if table]
     settings = NOTHING
-    for table in reversed(tables):
-        settings = _merged(settings, table)
+    try:
+        table = _read(os.path.join(user_directory, FILE)) if user_directory else None
+    except CkptError as error:
+        if not isinstance(error.__cause__, PermissionError):
+            raise
+        table, settings = None, Settings(warnings=(f"{error.message}: it counts as empty",))
+    for found in (table, _nearest(cwd)):
+        settings = _merged(settings, found) if found else settings
     return settings
-
-
-def duration(text: str) -> float | None:
-    """Seconds of `90`, `30s`, `10m`, `6h`, `7d` or `2w`; None for anything else."""
-    match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)\s*([smhdw]?)", text.strip())
-    return float(match[1]) * _UNITS[match[2] or "s"] if match else None
 
 
 def _nearest(cwd: str) -> _Table | None:
@@ -114,14 +126,10 @@ def _nearest(cwd: str) -> _Table | None:
         folder = above
 
 
-def _of_user(directory: str | None) -> _Table | None:
-    return _read(os.path.join(directory, FILE)) if directory else None
-
-
 def _read(path: str) -> _Table | None:
     """The settings in a file, None where there are none."""
     try:
-        with open(path, "rb") as file:
+        with open(path, "rb", opener=without_waiting) as file:
             data = file.read(_MAX_BYTES + 1)
     except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
         return None
@@ -145,24 +153,34 @@ def _read(path: str) -> _Table | None:
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
         raise CkptError(f"{path}, line {line}: it is not UTF-8", path=path) from error
-    except (tomllib.TOMLDecodeError, RecursionError) as error:
-        raise CkptError(_syntax(path, str(error)), path=path) from error
+    except (ValueError, RecursionError) as error:
+        raise CkptError(_syntax(path, text, error), path=path) from error
     if project:
-        values = values.get("tool", {}).get("ckpt")
-        if values is None:
+        tool = values.get("tool")
+        if not isinstance(tool, dict) or "ckpt" not in tool:
             return None
-    table = _Table(path, text, values if isinstance(values, dict) else {"ckpt": values})
+        values = tool["ckpt"]
+        if not isinstance(values, dict):
+            raise _Table(path, text, {}).wrong("", "tool.ckpt is a table of settings")
+    table = _Table(path, text, values)
     for key in table.values:
         if key not in _CHECKS:
             raise table.wrong(key, f"there is no setting {key!a}: {', '.join(_CHECKS)}")
     return table
 
 
-def _syntax(path: str, message: str) -> str:
-    match = re.search(r"\(at line (\d+), column \d+\)", message)
-    if not match:
-        return f"{path}: {message[:1].lower()}{message[1:]}"
-    return f"{path}, line {match[1]}: {message[:1].lower()}{message[1 : match.start()].strip()}"
+def _syntax(path: str, text: str, error: Exception) -> str:
+    """The sentence for what is no TOML, with the line that the parser names; where it names none, the likely one."""
+    message, _, at = str(error).partition(" (at ")
+    named = re.match(r"line (\d+)", at)
+    lines = text.rstrip().split("\n")
+    line = int(named[1]) if named else len(lines)
+    if isinstance(error, RecursionError):
+        deep = [line.count("[") + line.count("{") for line in lines]
+        line, message = deep.index(max(deep)) + 1, "it is nested too deep for settings"
+    elif not at and (number := re.search(rf"[0-9_]{{{_DIGITS},}}", text)):
+        line, message = text.count("\n", 0, number.start()) + 1, f"a number has more than {_DIGITS} digits"
+    return f"{path}, line {line}: {message[:1].lower()}{message[1:]}"
 
 
 def _merged(settings: Settings, table: _Table) -> Settings:
@@ -180,15 +198,22 @@ def _root(table: _Table, value: Any, _: Settings) -> str:
 
 
 def _metric(table: _Table, value: Any, _: Settings) -> str:
+    if not _is_metric(value):
+        raise table.wrong("metric", _METRIC)
+    return str(value)
+
+
+def _is_metric(value: Any) -> bool:
+    """Whether a value names a metric whose direction is known."""
     try:
-        if isinstance(value, str) and value and parse_metric(value)[1]:
-            return value
+        return isinstance(value, str) and parse_metric(value)[1] is not None
     except CkptError:
-        pass
-    raise table.wrong("metric", "metric is NAME, or NAME:min or NAME:max where the name is not a usual one")
+        return False
 
 
 def _grace(table: _Table, value: Any, _: Settings) -> float:
+    from ckpt_cli.ruleset import duration
+
     seconds = duration(value) if isinstance(value, str) else value
     if isinstance(seconds, bool) or not isinstance(seconds, (int, float)) or not 0 <= seconds < 1e9:
         raise table.wrong("grace", 'grace is a duration, as in "10m", or a number of seconds')
@@ -204,12 +229,18 @@ def _sources(table: _Table, value: Any, settings: Settings) -> dict[str, str]:
         names = [directories] if isinstance(directories, str) else directories
         if not isinstance(names, list) or not all(isinstance(name, str) and name for name in names):
             raise table.wrong(source, f"source {source!a} is a directory's name, or a list of them", "sources")
-        if not source or "/" in source:
+        if not source or "/" in source or source[0] in ".~":
             raise table.wrong(source, f"{source!a} is no name for a source", "sources")
         for name in names:
-            if os.sep in name or name in (os.curdir, os.pardir):
-                what = f"source {source!a} names the directory {name!a}, which is more than one name"
-                raise table.wrong(source, what, "sources")
+            what = None
+            if os.sep in name or name in (os.curdir, os.pardir) or "\0" in name:
+                what = "which is more than one name"
+            elif is_skipped(name):
+                what = "where checkpoints are never looked for"
+            elif named.get(name, source) != source:
+                what = f"which stands for {named[name]!a} already"
+            if what:
+                raise table.wrong(source, f"source {source!a} names the directory {name!a}, {what}", "sources")
             named[name] = source
     kept = {name: source for name, source in settings.sources.items() if source not in value and name not in named}
     # In the order in which a default is looked for: nanochat's four, then new ones.
@@ -218,14 +249,31 @@ def _sources(table: _Table, value: Any, settings: Settings) -> dict[str, str]:
 
 
 def _policies(table: _Table, value: Any, settings: Settings) -> dict[str, Any]:
-    if not isinstance(value, dict) or not all(isinstance(policy, dict) for policy in value.values()):
+    if not isinstance(value, dict):
         raise table.wrong("policies", "policies holds a table for each policy, as in [policies.weekly]")
     for name, policy in value.items():
-        for key in policy:
-            if key not in POLICY_KEYS:
-                what = f"there is no rule {key!a} for a policy: {', '.join(POLICY_KEYS)}"
-                raise table.wrong(key, what, "policies", name)
+        if not isinstance(policy, dict):
+            raise table.wrong(name, f"policy {name!a} is a table, as in [policies.weekly]", "policies")
+        for key, rule in policy.items():
+            fault = _fault(key, rule)
+            if fault:
+                raise table.wrong(key, f"in the policy {name!a}, {fault}", "policies", name)
     return {**settings.policies, **value}
+
+
+def _fault(key: str, rule: Any) -> str | None:
+    """What is wrong with one rule of a policy, read as the option of its name is."""
+    from ckpt_cli.ruleset import ruleset
+
+    if key not in POLICY_KEYS:
+        return f"there is no rule {key!a}: {', '.join(POLICY_KEYS)}"
+    if key == "metric":
+        return None if _is_metric(rule) else _METRIC
+    try:
+        rules = ruleset({key: rule})
+    except CkptError as error:
+        return error.message.removeprefix("--")
+    return None if rules.policies or rules.budget else f"{key} names nothing to keep"
 
 
 _CHECKS: dict[str, Callable[[_Table, Any, Settings], Any]] = {

@@ -8,12 +8,10 @@ from __future__ import annotations
 import os
 from dataclasses import replace
 
-from ckpt_cli.atomic import same_file
 from ckpt_cli.errors import NotFound, Refused
 from ckpt_cli.interrupts import uninterruptible
 from ckpt_cli.journal import (
     JOURNAL,
-    File,
     Operation,
     Outcome,
     entries_of,
@@ -23,7 +21,8 @@ from ckpt_cli.journal import (
     operations,
     read,
 )
-from ckpt_cli.removal import clear, delete, drop_trash, left_folders, put_back, sweep_left
+from ckpt_cli.removal import clear, delete, drop_trash, put_back, sweep_left
+from ckpt_cli.whereabouts import is_away, left_folders
 
 
 def unsettled(run: str) -> bool:
@@ -77,7 +76,7 @@ def purge(operation: Operation) -> Outcome:
         mark(operation, {"state": "purge"})
         return delete(operation)
     # Cut off while files were moved: what is in the trash as a whole goes, what is there in part comes back.
-    whole = [r for r in operation.removals if all(_is_away(operation, file) for file in r.files)]
+    whole = [r for r in operation.removals if all(is_away(operation, file) for file in r.files)]
     rest = tuple(r for r in operation.removals if r not in whole)
     with uninterruptible():
         back = put_back(replace(operation, removals=rest), forget=False)
@@ -85,11 +84,6 @@ def purge(operation: Operation) -> Outcome:
     outcome = delete(replace(operation, removals=tuple(whole)))
     outcome.stayed += back.stayed
     return outcome
-
-
-def _is_away(operation: Operation, file: File) -> bool:
-    home, away = os.path.join(operation.run, file.name), os.path.join(operation.folder, file.name)
-    return os.path.lexists(away) and not same_file(home, away)
 
 
 def _again(operation: Operation) -> Operation:

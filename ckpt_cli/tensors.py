@@ -21,6 +21,8 @@ MAX_INDEX = 64 << 20
 # A view that repeats elements may be larger than its file; beyond this it is refused rather than written out.
 _MAX_EXPANSION = 64
 
+Advance = Callable[[int], None]
+
 try:  # several times faster than zlib's, with the same result
     from isal.isal_zlib import crc32 as crc32
 except ImportError:
@@ -165,7 +167,7 @@ def blocks(files: Files, tensor: TensorInfo) -> Iterator[memoryview]:
     assert tensor.storage is not None
     source, base = opened(files, tensor.storage)
     if is_contiguous(tensor):
-        yield from _ranges(source, base + tensor.offset * tensor.itemsize, tensor.bytes)
+        yield from ranges(source, base + tensor.offset * tensor.itemsize, tensor.bytes)
     else:
         for block in gathered(source, tensor, base):
             yield memoryview(block)
@@ -227,11 +229,16 @@ def storages_of(files: Files, tensor: TensorInfo) -> list[Storage]:
     return [storage] if storage else []
 
 
-def _ranges(source: ByteSource, offset: int, length: int) -> Iterator[memoryview]:
-    buffer = memoryview(bytearray(min(RANGE, length)))
-    for at in range(0, length, RANGE):
-        view = buffer[: min(RANGE, length - at)]
+def ranges(
+    source: ByteSource, offset: int, length: int, advance: Advance | None = None, buffer: memoryview | None = None
+) -> Iterator[memoryview]:
+    """A byte range in blocks, read into `buffer`, each valid until the next; `advance` is told the bytes of each."""
+    buffer = memoryview(bytearray(min(RANGE, length))) if buffer is None else buffer
+    for at in range(0, length, max(1, len(buffer))):
+        view = buffer[: min(len(buffer), length - at)]
         source.read_into(offset + at, view)
+        if advance:
+            advance(len(view))
         yield view
 
 
@@ -245,13 +252,13 @@ def digest(files: Files, tensor: TensorInfo) -> str:
     return state.hexdigest()
 
 
-def range_crc32(source: ByteSource, offset: int, length: int, advance: Callable[[int], None] | None = None) -> int:
-    """CRC32 of a byte range, read in blocks; `advance` is told the bytes of each."""
+def range_crc32(
+    source: ByteSource, offset: int, length: int, advance: Advance | None = None, buffer: memoryview | None = None
+) -> int:
+    """CRC32 of a byte range, read as `ranges` does."""
     value = 0
-    for block in _ranges(source, offset, length):
+    for block in ranges(source, offset, length, advance, buffer):
         value = crc32(block, value)
-        if advance:
-            advance(len(block))
     return value
 
 

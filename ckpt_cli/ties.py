@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 from ckpt_cli.checkpoint import TensorInfo
 from ckpt_cli.errors import CkptError
 from ckpt_cli.formats._dtypes import ITEMSIZE
+from ckpt_cli.items import Item
 from ckpt_cli.shapes import contiguous_stride
 from ckpt_cli.views import is_contiguous
 
@@ -38,6 +39,22 @@ def untie(
             _untie(group, aliases, notes)
     kept = [(name, tensor) for name, tensor in named if name not in aliases]
     return kept, [aliases[name] for name, _ in named if name in aliases], notes
+
+
+def untie_equals(items: Sequence[Item]) -> tuple[list[Item], list[Alias]]:
+    """What is written of items, and those that are the same view of the same bytes as one that is."""
+    first: dict[tuple[Any, ...], Item] = {}
+    kept, aliases = [], []
+    for item in items:
+        host = first.setdefault((item.tensor._replace(name=""), item.shape, item.dtype), item)
+        tensor = item.tensor
+        if host is item or not (tensor.storage or tensor.pieces) or not tensor.bytes:
+            kept.append(item)
+            continue
+        stride, size = contiguous_stride(item.shape), ITEMSIZE[item.dtype]
+        view = TensorInfo(item.name, item.dtype, item.shape, stride, 0, size, tensor.storage)
+        aliases.append(Alias(item.name, host.name, view, 0))
+    return kept, aliases
 
 
 def written(aliases: Sequence[Alias]) -> str:

@@ -77,7 +77,8 @@ def archive(
         )
     names = dict.fromkeys([*(name for name in order if name in views), *views])
     leaves: list[tuple[str, Any]] = [(name, views[name]) for name in names]
-    value: Any = Ordered(leaves)
+    # A state dict that came from elsewhere is one as modules make them.
+    value: Any = dict(leaves) if kinds.get("") == "dict" else Ordered(leaves)
     lost: list[str] = []
     if values or not is_flat(kinds):
         value, lost = nested([*leaves, *values.items()], kinds)
@@ -100,7 +101,7 @@ def archive(
         if sorted(found) != sorted((name or "<root>", *rest) for name, *rest in wanted):
             raise CkptError("the output does not read back as it was written")
 
-    return Archive(Output(path, tuple(_zipped(records)), check), tuple(lost))
+    return Archive(Output(path, tuple(zipped(records)), check), tuple(lost))
 
 
 class _Entry(NamedTuple):
@@ -112,7 +113,10 @@ class _Entry(NamedTuple):
     crc: Callable[[Sequence[int]], int]
 
 
-def _zipped(records: Sequence[tuple[str, bytes | Item]]) -> list[Segment]:
+def zipped(
+    records: Sequence[tuple[str, bytes | Item]], root: str = _ROOT, alignment: int = _ALIGNMENT
+) -> list[Segment]:
+    """The zip of these records below `root`, whose bytes each begin at a multiple of `alignment`."""
     segments: list[Segment] = []
     entries: list[_Entry] = []
     at = number = 0
@@ -123,9 +127,9 @@ def _zipped(records: Sequence[tuple[str, bytes | Item]]) -> list[Segment]:
             number += 1
         else:
             crc = _known(crc32(data))
-        entry = _Entry(f"{_ROOT}/{name}".encode(), at, size, crc)
+        entry = _Entry(f"{root}/{name}".encode(), at, size, crc)
         entries.append(entry)
-        length = _header_size(entry)
+        length = _header_size(entry, alignment)
         segments += [Late(length, _header(entry, length)), data]
         at += length + size
     directory = sum(_CENTRAL.size + len(entry.name) + len(_wide(entry)) for entry in entries)
@@ -141,10 +145,10 @@ def _known(value: int) -> Callable[[Sequence[int]], int]:
     return lambda digests: value
 
 
-def _header_size(entry: _Entry) -> int:
+def _header_size(entry: _Entry, alignment: int) -> int:
     """Padded by an extra field, so that the bytes behind it are aligned."""
     bare = _LOCAL.size + len(entry.name) + (20 if entry.size >= _FULL else 0) + 4
-    return bare + -(entry.header + bare) % _ALIGNMENT
+    return bare + -(entry.header + bare) % alignment
 
 
 def _header(entry: _Entry, length: int) -> Callable[[Sequence[int]], bytes]:

@@ -3,8 +3,11 @@
 Nothing is held but one block. The CRC32 of every record of the source is checked on the way. Several files appear
 together or not at all.
 
-The bytes go through a small buffer, not through copy_file_range: where source and target ranges lie differently
-within their pages, as they always do here, the kernel's own copy takes longer than read and write together.
+The bytes go through a buffer that stays in the processor's cache, not through copy_file_range: on ext4 the kernel's own
+copy took 1.0 to 1.6 times as long (1 GB in 0.6 to 0.9 s against 0.8 to 1.6 s, in turns, fsync and read-back included),
+also where both ranges lie alike within their pages; and it would have a damaged source found only by what was
+written. A reflink (FICLONERANGE) is out of reach: both ranges would have to begin at a block of the file system, 4096
+bytes as a rule, where torch begins its records at 64 and safetensors its tensors at any byte.
 """
 
 from __future__ import annotations

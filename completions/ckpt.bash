@@ -93,7 +93,7 @@ _ckpt() {
             [[ $option != --root ]] || root=$(_ckpt_plain "$word")
             option=
         elif [[ $word == -* ]]; then
-            case ' --after --before --config --dtype --field --filter --format --id --jobs --keep --keep-best --keep-every --keep-last --keep-step --keep-within --key --limit --max-shard-size --max-size --metric --model-tag --output --part --policy --root --sort --source --state --step --tag --to -g -i -o -s ' in *" $word "*) option=$word ;; esac
+            case ' --after --before --config --device --dtype --family --field --filter --format --id --jobs --keep --keep-best --keep-every --keep-last --keep-step --keep-within --key --limit --max-shard-size --max-size --metric --model --model-tag --output --part --phase --policy --root --save-logits --set --sort --source --state --step --tag --timeout --to --tokens --unset -g -i -o -s ' in *" $word "*) option=$word ;; esac
         elif [[ -z $command || $command == inspect ]]; then
             command=${command:+$command }$word
         else
@@ -114,6 +114,8 @@ _ckpt() {
             'inspect tensors --part') offer='model optimizer @file' ;;
             'inspect optim --part') offer='@file' ;;
             'convert --part') offer='model optimizer adapter @file' ;;
+            *' --phase') offer='eval train' ;;
+            *' --save-logits') offer='@file' ;;
             *' -o'|*' --output') offer='@file' ;;
             *' --config') offer='@file' ;;
         esac
@@ -128,13 +130,15 @@ _ckpt() {
             'inspect optim') offer='--root -i --source -g --tag --model-tag -s --step --part --format --json -q --quiet -h --help' ;;
             'inspect diff') offer='--root -i --source -g --tag --model-tag -s --step --values --exit-code --format --json -q --quiet -h --help' ;;
             'verify') offer='--root -i --source -g --tag --model-tag -s --step --record --force --strict --jobs --format --json -q --quiet -h --help' ;;
+            'load-test') offer='--root -i --source -g --tag --model-tag -s --step --device --dtype --phase --tokens --save-logits --force --set --family --model --timeout --format --json -q --quiet -h --help' ;;
+            'patch-config') offer='--root -i --source -g --tag --model-tag -s --step --set --unset --all --check --undo --force -n --dry-run -y --yes --format --json -q --quiet -h --help' ;;
             'prune') offer='--root -i --source -g --tag --model-tag -s --step --keep --keep-last --keep-every --keep-best --keep-within --keep-step --max-size --policy --metric --drop-unmeasured --optimizer-only --incomplete --allow-empty --trust-steps --trash --undo --purge --id -n --dry-run -y --yes --format --json -q --quiet -h --help' ;;
             'convert') offer='--root -i --source -g --tag --model-tag -s --step --to -o --output --dtype --max-shard-size --part --config --all --keep-going --force -n --dry-run --format --json -q --quiet -h --help' ;;
             'demo') offer='--format --json -q --quiet -h --help' ;;
         esac
     else
         case $command in
-            '') offer='list latest inspect verify prune convert demo' ;;
+            '') offer='list latest inspect verify load-test patch-config prune convert demo' ;;
             'list') offer='@ref' ;;
             'latest') offer='@ref' ;;
             'inspect') offer='meta tensors optim diff' ;;
@@ -143,6 +147,8 @@ _ckpt() {
             'inspect optim') offer='@ref' ;;
             'inspect diff') offer='@ref' ;;
             'verify') offer='@ref' ;;
+            'load-test') offer='@ref' ;;
+            'patch-config') offer='@ref' ;;
             'prune') offer='@ref' ;;
             'convert') offer='@ref' ;;
             'demo') offer='@dir' ;;

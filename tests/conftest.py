@@ -60,6 +60,28 @@ def tree(demo_tree: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(demo_tree, tmp_path / "tree"))
 
 
+@pytest.fixture(scope="session")
+def old_runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two runs of four steps, two days old, the later step the better one; tests that change it copy it."""
+    from tests.test_kill import RUNS, write_tree
+
+    root = tmp_path_factory.mktemp("old") / "tree"
+    write_tree(root, RUNS)
+    return root
+
+
+@pytest.fixture
+def root(old_runs: Path, tmp_path: Path) -> Path:
+    """A copy of the old runs, times kept, for one test to change."""
+    return Path(shutil.copytree(old_runs, tmp_path / "tree"))
+
+
+@pytest.fixture
+def run(root: Path) -> Path:
+    """The one run of them that the tests are about."""
+    return root / "base_checkpoints" / "d2"
+
+
 @pytest.fixture
 def ckpt(tmp_path_factory: pytest.TempPathFactory) -> Run:
     """Runs `ckpt` as a process of its own, with an empty HOME, in an empty directory unless `cwd` says."""
@@ -104,3 +126,13 @@ def call(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tm
         return Done(code, captured.out, captured.err)
 
     return run
+
+
+@pytest.fixture
+def tried(call: Run, monkeypatch: pytest.MonkeyPatch) -> Run:
+    """`ckpt load-test` without a process of its own; a test holds both ways against each other."""
+    from ckpt_cli import trial
+    from tests.load_testing import inside
+
+    monkeypatch.setattr(trial, "run", inside)
+    return lambda *arguments: call("load-test", *arguments)

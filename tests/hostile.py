@@ -287,6 +287,21 @@ def _costly() -> Rows:
     )
     multiples = b"".join(number((2**61 - 1) * index) + b"N" for index in range(1, 20_000))
     wide_key = text("x" * 60_000) + put(1) + b"0(" + b"h\1" * 250 + b"t" + put(2) + b"0"
+    sparse = call(
+        name("torch._utils", "_rebuild_sparse_tensor"),
+        call(name("torch.serialization", "_get_layout"), text("torch.sparse_coo")),
+        b"(h\1h\1(K\4tt",
+    )
+    sparse += put(1) + b"0"
+    wrapped = (
+        name("torch._tensor", "_rebuild_from_type_v2")
+        + b"q\3"
+        + b"0"
+        + name("torch._utils", "_rebuild_wrapper_subclass")
+        + b"q\4"
+        + b"0"
+    )
+    wrapped += b"(" + name("a", "B") + name("torch", "float32") + b"K\1\x85K\1\x85K\0tq\5" + b"0"
     refused = {
         "laughs_tensor": laughs(tensor(), 60), "laughs_tensor_wide": laughs(tensor(), 60, 100),
         "laughs_tuple": laughs(tensor(), 60, 3, b"(", b"t"),
@@ -314,6 +329,21 @@ def _costly() -> Rows:
         "name_again": name("a", "b" * 990) + put(1) + b"0](" + b"h\1" * 400_000 + b"e",
         "names_of_parts": text("a." * 480 + "a") + put(1) + b"0](" + b"".join(b"h\1" + text(str(n)) + b"\x93" for n in range(50_000)) + b"e",
         "bytes_again": b"B" + struct.pack("<L", 1000) + b"x" * 1000 + put(1) + b"0](" + b"h\1" * 500_000 + b"e",
+        "sparse_of_sparse": tensor() + put(1) + b"0" + sparse * 40 + b"h\1",
+        "tied_to_long": tensor() + put(1) + b"0}(" + text("n" * 300_000) + b"h\1" + b"".join(text(str(n)) + b"h\1" for n in range(15_000)) + b"u",
+        "many_of_one": shared + b"](" + b"h\1" * 100_000 + b"e",
+        "pieces_again": shared + b"}(" + b"".join(text(f"m{n}") + b"h\1" for n in range(256)) + b"uq\2" + b"0" + wrapped + b"](" + b"h\3(h\4Nh\5h\2tR" * 60_000 + b"e",
+        "dims_again": b"(" + b"K\1" * 64 + b"tq\2" + b"0(" + number(2**40) * 64 + b"tq\3" + b"0" + storage() + b"q\4" + b"0" + name("torch._utils", "_rebuild_tensor_v2") + b"q\5" + b"0](" + b"h\5(h\4K\0h\2h\3\x89NtR" * 60_000 + b"e",
+        "marks_million": b"(" * 1_000_000, "sets_million": b"](" + b"\x8f" * 1_000_000 + b"e", "dicts_million": b"](" + b"}" * 1_000_000 + b"e",
+        "lists_million": b"(" * 450_000 + b"l" * 450_000, "frozen": b"](" + b"(\x91" * 480_000 + b"e", "dicts_of_one": b"](" + b"}NNs" * 240_000 + b"e",
+        "tuples_million": b"](" + b"N\x85" * 480_000 + b"e", "objects_many": name("a", "b") + put(1) + b"0](" + b"h\1)R" * 240_000 + b"e",
+        "calls_nested": name("a", "b") + put(1) + b"h\1" * 200_000 + b")R" + b"\x85R" * 199_999,
+        "list_in_itself": b"]q\1(" + b"N" * 1000 + b"e" + (b"(" + b"h\1" * 100 + b"e") * 4_000,
+        "nones_million": b"](" + b"N" * 1_000_000 + b"e", "dup": b"](N" + b"2" * 1_000_000 + b"e",
+        "letters": b"](" + b"".join(b"\x8c\2" + chr(0x391 + n % 50).encode() for n in range(250_000)) + b"e", "calls_to_order": od + put(1) + b"0](" + b"h\1)R" * 240_000 + b"e",
+        "nested_names": b"".join(b"}" + text("k" * 500) for _ in range(1_500)) + b"](" + b"N" * 20_000 + b"e" + b"s" * 1_500,
+        "odd_names": b"".join(b"}" + text("k" * 100 + "\U0001f600") for _ in range(300)) + b"](" + b"N" * 20_000 + b"e" + b"s" * 300,
+        "bytearray_many": b"\x96" + struct.pack("<Q", 100_000) + b"x" * 100_000 + put(1) + b"0](" + b"h\1" * 400_000 + b"e", "extension": b"\x82\1" * 100_000, "buffers": b"\x97" * 100_000,
         "digits_again": b"\x8b" + struct.pack("<L", 1024) + b"\x7f" * 1024 + put(1) + b"0](" + b"h\1" * 300_000 + b"e",
     }  # fmt: skip
     for label, stream in refused.items():
@@ -324,13 +354,35 @@ def _costly() -> Rows:
         "alike_tuples": ones + b"}(" + alike + b"u", "alike_numbers": b"}(" + multiples + b"u",
         "alike_in_a_set": ones + b"\x8f(" + alike.replace(b"tN", b"t") + b"\x90",
         "wide_list": b"](" + b"N" * 50_000 + b"eq\x000](" + b"h\0" * 50_000 + b"e", "lists": b"](" + b"]" * 200_000 + b"e",
-        "sets": b"](" + b"\x8f" * 100_000 + b"e", "memo": b"N" + b"\x94" * 300_000, "marks": b"(" * 200_000 + b"1" * 199_999 + b"tN",
+        "sets": b"](" + b"\x8f" * 60_000 + b"e", "memo": b"N" + b"\x94" * 300_000, "marks": b"(" * 200_000 + b"1" * 199_999 + b"tN",
         "memo_wide": b"N" + b"".join(b"r" + struct.pack("<L", n * 40_000) for n in range(60_000)), "pops": b"N0" * 300_000 + b"N",
         "objects": name("a", "b") + put(1) + b"0](" + b"h\1)R" * 60_000 + b"e", "stack": b"N" * 400_000,
-        "many_tensors": shared + b"](" + b"h\1" * 100_000 + b"e", "names": b"](" + b"".join(name("m", f"c{n}") for n in range(5_000)) + b"e",
+        "long_numbers": b"](" + (b"\x8b" + struct.pack("<L", 1000) + b"\x7f" * 1000) * 900 + b"e",
+        "tuples_as_keys": b"}(" + b"".join(b"M" + struct.pack("<H", n & 0xFFFF) + b"K" + bytes([n >> 16]) + b"\x86N" for n in range(80_000)) + b"u", "small_numbers": b"](" + b"K\1" * 300_000 + b"e",
+        "many_tensors": shared + b"](" + b"h\1" * 25_000 + b"e", "names": b"](" + b"".join(name("m", f"c{n}") for n in range(5_000)) + b"e",
     }  # fmt: skip
     for label, stream in reads.items():
         yield label, torch_file(stream, protocol=4), "large, and in proportion to its size", "reads"
+    for label in ("nones_million", "tuples_million", "dup", "tied_to_long"):
+        yield f"{label}_legacy", legacy_file(refused[label]), "the same without a zip archive", "refused"
+    yield (
+        "tuples_as_keys_legacy",
+        legacy_file(reads["tuples_as_keys"], keys=list_of(), storages=b""),
+        "the same without a zip archive",
+        "reads",
+    )
+    code = "".join(f'class M{n}(Module):\n  __parameters__ = ["a", ]\n' for n in range(20_000)).encode()
+    entries = [Entry(b"m/data.pkl", pickled(b"N")), Entry(b"m/constants.pkl", pickled(b")"))]
+    entries += [Entry(b"m/code/__torch__/a%d.py" % n, code, deflated=True) for n in range(10)]
+    yield "classes", zip_file(entries), "200,000 classes of TorchScript, packed", "refused"
+    chance = random.Random(2)
+    rest = b"".join(b"C\x5a" + chance.randbytes(90) + b"0" + b"N0" * 600 for _ in range(8_500))
+    yield (
+        "bomb_in_a_large_file",
+        torch_file(rest + b"N", deflated=True),
+        "12 MB of opcodes in a file of 1 MB",
+        "refused",
+    )
     yield "bomb", torch_file(b"N0" * 5_000_000 + b"N", deflated=True), "10 MB of opcodes packed to 10 kB", "refused"
     yield (
         "bomb_of_zeros",

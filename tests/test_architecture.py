@@ -158,7 +158,8 @@ def test_the_check_of_neighbours(line: str, found: int) -> None:
 
 # --- the rules
 
-PLUGINS = [name for name in NAMES if name.count("/") == 1 and name.split("/")[0] in ("formats", "layouts", "maps")]
+FOLDERS = ("families", "formats", "layouts", "maps")
+PLUGINS = [name for name in NAMES if name.count("/") == 1 and name.split("/")[0] in FOLDERS]
 
 
 @pytest.mark.parametrize("name", [name for name in PLUGINS if not name.endswith("__init__.py")])

@@ -27,7 +27,7 @@ from ckpt_cli.checkpoint import Storage, TensorFile, TensorInfo
 from ckpt_cli.comparable import flat, tensors_of
 from ckpt_cli.discover import discover
 from ckpt_cli.errors import CkptError, Damaged
-from ckpt_cli.formats import Files, FileSource, _pickle
+from ckpt_cli.formats import Files, FileSource, _inert, _pickle
 from ckpt_cli.layouts import read_json
 from ckpt_cli.layouts._weights import weights_in
 from ckpt_cli.optimizer import optimizer_state
@@ -364,9 +364,38 @@ def test_a_mistake_in_a_long_line(tmp_path: Path) -> None:
         load(str(tmp_path), None)
 
 
-@pytest.mark.parametrize("made", [b"\x8f", b"]", b"N\x94", b"("], ids=["sets", "lists", "memo", "marks"])
-def test_a_pickle_makes_so_many_things_and_no_more(made: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One byte makes something of up to two hundred: the number is limited, whatever the pickle weighs."""
-    monkeypatch.setattr(_pickle, "_MAX_MADE", 10_000)
-    with pytest.raises(CkptError, match="makes more than 10000 things"):
-        _pickle.load(b"\x80\x04" + made * 20_000 + b".", {}, {}, lambda pid: pid)
+@pytest.mark.parametrize(
+    "made", [b"\x8f", b"]", b"}", b"N\x94", b"(", b"N0"], ids=["sets", "lists", "dicts", "memo", "marks", "opcodes"]
+)
+def test_a_pickle_takes_so_much_memory_and_no_more(made: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One byte makes something of up to two hundred: what that takes is counted, and goes by the file's size."""
+    monkeypatch.setattr(_inert, "_ROOM", 100_000)
+    data = b"\x80\x04" + made * 20_000 + b"N."
+    with pytest.raises(CkptError, match="more than its size allows"):
+        _pickle.load(data, {}, {}, lambda pid: pid)
+    monkeypatch.setattr(_inert, "_ROOM", 10_000_000)
+    assert _pickle.load(data, {}, {}, lambda pid: pid).value is None
+
+
+def test_memo_slots_in_any_order() -> None:
+    """The memo is a list as long as slots are numbered in turn, as pickles are written."""
+
+    def value(codes: bytes) -> object:
+        return _pickle.load(b"\x80\x04" + codes + b".", {}, {}, lambda pid: pid).value
+
+    assert value(b"K\1q\1K\2q\2K\3q\0(h\0h\1h\2t") == (3, 1, 2)  # Python 2 began with 1
+    assert value(b"K\5q\3K\6q\0K\7q\1K\x08q\2K\x09q\3(h\0h\1h\2h\3t") == (6, 7, 8, 9)
+    assert value(b"K\5r\0\1\0\0K\6\x94K\7\x94(j\0\1\0\0h\1h\2t") == (5, 6, 7)
+    for missing in (b"K\1q\1h\0", b"h\0", b"K\1q\0h\1", b"K\1q\0g-1\n"):
+        with pytest.raises(CkptError, match="was never set"):
+            value(missing)
+
+
+def test_a_tensor_of_itself_many_times_over(read: Read) -> None:
+    """A sparse tensor of sparse ones, each twice: forty levels are 2**40 tensors."""
+    layout = call(name("torch.serialization", "_get_layout"), text("torch.sparse_coo"))
+    level = call(name("torch._utils", "_rebuild_sparse_tensor"), layout, b"(h\1h\1(K\4tt") + b"q\1" + b"0"
+    first = tensor([4], [1]) + b"q\1" + b"0"
+    assert len(read(torch_file(first + level * 3 + b"h\1")).tensors) == 1
+    with pytest.raises(CkptError, match="made of more than 1024 others"):
+        read(torch_file(first + level * 40 + b"h\1"))

@@ -149,10 +149,10 @@ def _asked(root: Path, word: str) -> list[str]:
 
 
 def _made() -> dict[str, str]:
-    spec = importlib.util.spec_from_file_location("generate", HERE / "generate.py")
+    spec = importlib.util.spec_from_file_location("write_scripts", HERE / "write_scripts.py")
     assert spec and spec.loader
     module = importlib.util.module_from_spec(spec)
-    sys.modules["generate"] = module
+    sys.modules["write_scripts"] = module
     spec.loader.exec_module(module)
     found: dict[str, str] = module.scripts()
     return found

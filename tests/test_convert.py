@@ -19,9 +19,8 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from ckpt_cli import convert as conversion
 from ckpt_cli import tensors, writing
-from ckpt_cli.convert import Recipe, convert
+from ckpt_cli.convert import Recipe, convert, plan
 from ckpt_cli.errors import CkptError, Damaged, Refused
 from ckpt_cli.formats import FileSource
 from ckpt_cli.formats.safetensors import DTYPES as NAMES
@@ -158,7 +157,7 @@ def test_many_views_of_one_storage(tmp_path: Path) -> None:
     torch.save(state, tmp_path / "flat.pt")
     file = read_tensors(str(tmp_path / "flat.pt"))
     begun = time.process_time()
-    recipe = conversion.plan([file], str(tmp_path / "out.safetensors"))
+    recipe = plan([file], str(tmp_path / "out.safetensors"))
     assert time.process_time() - begun < 3
     assert (len(recipe.items), recipe.aliases, recipe.notes) == (10_000, (), ())
 
@@ -176,7 +175,7 @@ def test_larger_than_a_block(block: int, tmp_path: Path, monkeypatch: pytest.Mon
         {**state, "conjugated": other.conj(), "cube": filled(torch.int64, 9, 8, 7).permute(2, 0, 1)}, tmp_path / "a.pt"
     )
     done: list[int] = []
-    recipe = conversion.plan([read_tensors(str(tmp_path / "a.pt"))], str(tmp_path / "a.safetensors"))
+    recipe = plan([read_tensors(str(tmp_path / "a.pt"))], str(tmp_path / "a.safetensors"))
     write(recipe.outputs, False, done.append)
     assert assert_same(tmp_path / "a.pt", tmp_path / "a.safetensors") == 5
     assert len(done) > 50
@@ -412,7 +411,7 @@ def test_without_advice_to_the_kernel(model: Path, monkeypatch: pytest.MonkeyPat
 
 
 def test_a_source_that_shrinks_meanwhile(model: Path) -> None:
-    recipe = conversion.plan([read_tensors(str(model))], str(model.with_name("out.safetensors")))
+    recipe = plan([read_tensors(str(model))], str(model.with_name("out.safetensors")))
     os.truncate(model, 700)
     with pytest.raises(Damaged, match="ends before byte"):
         write(recipe.outputs, False, lambda count: None)
@@ -422,7 +421,7 @@ def test_a_source_that_shrinks_meanwhile(model: Path) -> None:
 @pytest.mark.parametrize("moment", range(4))
 def test_an_interrupt_at_any_step_leaves_nothing(moment: int, model: Path) -> None:
     """Two tensors, each written and read back: four moments."""
-    recipe = conversion.plan([read_tensors(str(model))], str(model.with_name("out.safetensors")))
+    recipe = plan([read_tensors(str(model))], str(model.with_name("out.safetensors")))
     steps = iter(range(9))
 
     def advance(count: int) -> None:
@@ -510,7 +509,7 @@ def test_an_existing_output(model: Path, call: Run) -> None:
 
 def test_an_output_that_appears_meanwhile(model: Path) -> None:
     target = model.with_name("out.safetensors")
-    recipe = conversion.plan([read_tensors(str(model))], str(target))
+    recipe = plan([read_tensors(str(model))], str(target))
 
     def intrude(count: int) -> None:
         target.write_bytes(b"new")

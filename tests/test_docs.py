@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def _load() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("docs_generate", ROOT / "docs/generate.py")
+    spec = importlib.util.spec_from_file_location("docs_generate", ROOT / "docs/write_pages.py")
     assert spec and spec.loader
     module = importlib.util.module_from_spec(spec)
     sys.modules["docs_generate"] = module

@@ -494,7 +494,7 @@ HOSTILE: dict[str, tuple[bytes, str | None]] = {
     "key that is a set in a tuple": (b"}\x8f\x85Ns", "a set as a key"),
     "key of frozen sets nested deep": (b"}" + b"(" * 1000 + b"\x91" * 1000 + b"Ns", "as a key"),
     "object of many arguments as a key, repeated": (
-        b"}" + name("a", "b") + b"(" + b"N" * 100_000 + b"]tR" + tensor() + b"sq\x000](" + b"h\0" * 40_000 + b"e", None
+        b"}" + name("a", "b") + b"(" + b"N" * 100_000 + b"]tR" + tensor() + b"sq\x000](" + b"h\0" * 20_000 + b"e", None
     ),
     "numbers as keys that all have the same hash": (
         b"}" + b"".join(
@@ -530,7 +530,7 @@ HOSTILE: dict[str, tuple[bytes, str | None]] = {
     "wide tuple repeated": (b"(" + b"N" * 50_000 + b"tq\x000](" + b"h\0" * 50_000 + b"e", "unfold"),
     "wide list repeated": (b"](" + b"N" * 50_000 + b"eq\x000](" + b"h\0" * 50_000 + b"e", None),
     "nesting": (b"]" * 1_000_000 + b"a" * 999_999, "nested deeper"),
-    "nesting of tuples": (deep(1_000_000), "nested deeper"),
+    "nesting of tuples": (deep(500_000), "nested deeper"),
     "nesting as a device": (name("torch", "device") + deep(100_000) + b"\x85R", "device or layout"),
     "text beyond the end": (b"X\xff\xff\xff\x7f", "breaks off"),
     "text of 2**62 bytes": (b"\x8d" + HUGE, "breaks off"),

@@ -597,7 +597,7 @@ def test_killed_among_folders(bench: Bench, stepped: Path, how: str) -> None:
 
 
 def write_layout(layout: str, root: Path) -> None:
-    """Three checkpoints of one run as their trainer writes them, real files of real torch, the newest last."""
+    """Checkpoints of one run as their trainer writes them, real files of real torch, the newest last."""
     import torch
     from safetensors.torch import save_file
     from torch.distributed.checkpoint.state_dict_saver import save
@@ -609,6 +609,12 @@ def write_layout(layout: str, root: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         save_file(value, path) if path.suffix == ".safetensors" else torch.save(value, path)
 
+    if layout == "huggingface":
+        write_trainer(root / "run", (1, 2, 3))
+    elif layout == "nanoGPT":
+        put("ckpt.pt", {"model": state, "optimizer": {}, "iter_num": 3, "model_args": {}, "config": {}})
+    elif layout == "torchtune epochs":
+        put("recipe_state/recipe_state.pt", {"epochs_run": 4, "seed": 1})
     for number in (1, 2, 3):
         if layout == "nano-gpt":
             put(f"checkpoint_{number:06d}.bin")
@@ -623,51 +629,105 @@ def write_layout(layout: str, root: Path) -> None:
             put(f"step_{number}/ft-model-00001-of-00002.safetensors")
             put(f"step_{number}/ft-model-00002-of-00002.safetensors")
             put(f"step_{number}/recipe_state.pt", {"epochs_run": 1, "steps_run": number, "seed": 1})
-        else:
+        elif layout == "torchtune epochs":
+            put(f"epoch_{number}/ft-model-00001-of-00001.safetensors")
+            put(f"epoch_{number}/original/tokenizer.model")
+        elif layout == "dcp":
             save(state, checkpoint_id=str(root / "run" / f"step-{number}"), no_dist=True)
     for path in root.rglob("*"):
         if path.is_file():
-            age(path, 2 * 86400 - int(re.findall("[0-9]+", path.relative_to(root).as_posix().split("/")[1])[-1]))
+            found = re.findall("[0-9]+", path.relative_to(root).as_posix().split("/")[1])
+            age(path, 2 * 86400 - int(found[-1] if found else 3))
 
 
-LAYOUTS = ("nano-gpt", "build-nanogpt", "lightning", "torchtune flat", "torchtune", "dcp")
+# By what the trainer itself, or who starts it again, finds the newest: the largest number among such names. Flat
+# epochs of torchtune are named one by one in its configuration, and nanoGPT has one file.
+FOUND_BY = {
+    "nano-gpt": r"checkpoint_([0-9]+)\.bin", "build-nanogpt": r"model_([0-9]+)\.pt", "nanoGPT": "",
+    "lightning": r"epoch=[0-9]+-step=([0-9]+)\.ckpt", "torchtune flat": "", "torchtune": "step_([0-9]+)",
+    "torchtune epochs": "epoch_([0-9]+)", "dcp": "step-([0-9]+)", "huggingface": "checkpoint-([0-9]+)",
+}  # fmt: skip
+FOLDERS = ("torchtune", "torchtune epochs", "dcp", "huggingface")
+
+
+class Case:
+    """A tree of one layout: the files of each checkpoint by its ref, the newest last."""
+
+    def __init__(self, bench: Bench, layout: str) -> None:
+        self.layout, self.base = layout, bench.folder / f"of {layout}"
+        if not self.base.exists():
+            write_layout(layout, self.base)
+        self.whole = contents(self.base)
+        worker = bench.workers.get()
+        listed = json.loads(worker.run(["list", self.base, "--json"]).out)["checkpoints"]
+        bench.workers.put(worker)
+        assert len(listed) == (1 if layout == "nanoGPT" else 3), listed
+        assert {c["layout"] for c in listed} == {layout.split()[0]}, listed
+        self.sets = {c["ref"]: [os.path.relpath(part["path"], self.base) for part in c["parts"]] for c in listed}
+        self.all = [name for names in self.sets.values() for name in names]
+        assert sorted(self.all) == sorted(self.whole)
+
+    def there(self, tree: Path, ref: str) -> list[bool]:
+        return [(tree / name).is_file() and (tree / name).read_bytes() == self.whole[name] for name in self.sets[ref]]
+
+    def check_found(self, tree: Path) -> None:
+        """At the instant of death: what the trainer would find is whole, or nothing."""
+        pattern, run = FOUND_BY[self.layout], tree / "run"
+        names = os.listdir(run) if pattern and run.exists() else []
+        found = {int(match[1]): match[0] for name in names if (match := re.fullmatch(pattern, name))}
+        if found:
+            newest = found[max(found)]
+            own = [name for name in self.whole if name.split("/")[1] == newest]
+            for name in own:
+                assert (tree / name).is_file(), f"the trainer would find half of {newest}: {name} is gone"
+            assert own and all((tree / name).read_bytes() == self.whole[name] for name in own)
+
+    def check_settled(self, tree: Path) -> None:
+        """After the next prune: every checkpoint is there or gone, and there is no trash."""
+        for ref in self.sets:
+            there = self.there(tree, ref)
+            assert all(there) or not any(there), f"{ref} is half there"
+        assert not list(tree.rglob(".ckpt-trash"))
+
+
+KEEP_ONE = ("prune", "--keep", "1", "--yes")
+WHOLE_RUN = ("prune", "--keep", "0", "--allow-empty", "--yes", "--tag", "run")
 
 
 @pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
-@pytest.mark.parametrize("layout", LAYOUTS)
-def test_killed_prune_of_each_layout(bench: Bench, layout: str) -> None:
+@pytest.mark.parametrize("argv", [KEEP_ONE, WHOLE_RUN], ids=["keep one", "whole run"])
+@pytest.mark.parametrize("layout", FOUND_BY)
+def test_killed_prune_of_each_layout(bench: Bench, layout: str, argv: tuple[str, ...]) -> None:
     """Killed, or a call failing, at every point: what is kept is whole then, each other one whole or gone."""
-    base, argv = bench.folder / f"of {layout}", ("prune", "--keep", "1", "--yes")
-    write_layout(layout, base)
-    whole = contents(base)
+    case = Case(bench, layout)
+    stays = list(case.sets)[-1:] if argv is KEEP_ONE else []
+    if set(stays) == set(case.sets):
+        return
     worker = bench.workers.get()
-    listed = worker.run(["list", base, "--json"])
-    sets = {c["ref"]: [os.path.relpath(part["path"], base) for part in c["parts"]]
-            for c in json.loads(listed.out)["checkpoints"]}  # fmt: skip
-    calls = counted_by(worker, argv, base, bench.folder / "counting layouts")
+    calls = counted_by(worker, argv, case.base, bench.folder / "counting layouts")
     bench.workers.put(worker)
-    assert len(sets) == 3 and {c["layout"] for c in json.loads(listed.out)["checkpoints"]} == {layout.split()[0]}
-    kept = list(sets)[-1]
-
-    def there(tree: Path, ref: str) -> list[bool]:
-        return [(tree / name).is_file() and (tree / name).read_bytes() == whole[name] for name in sets[ref]]
+    # A folder goes by one rename, and so does the one with what its run shares.
+    shared = layout == "torchtune epochs" and not stays
+    assert layout not in FOLDERS or calls.count("rename") == len(case.sets) - len(stays) + shared, calls
 
     def check(worker: Worker, tree: Path, point: tuple[str, int]) -> None:
         ended = worker.run([argv[0], tree, *argv[1:]], *point)
         assert ended.code == -signal.SIGKILL or (point[0].startswith("E") and ended.code in CONTRACT_CODES), ended
-        assert all(there(tree, kept))
+        assert all(all(case.there(tree, ref)) for ref in stays)
+        if point[0] != "EXDEV":  # where no folder can be moved, its files go one by one
+            case.check_found(tree)
+        # 1: all of it was gone.
         after = worker.run(["prune", tree, "--keep", "9", "--yes"])
-        assert after.code == 0, after.err
-        for ref in sets:
-            found = there(tree, ref)
-            assert all(found) or not any(found), f"{ref} is half there"
-        assert all(there(tree, kept)) and not list(tree.rglob(".ckpt-trash"))
-        assert worker.run([argv[0], tree, *argv[1:]]).code == 0
-        assert set(contents(tree)) == set(sets[kept])
+        assert after.code == 0 or (after.code == 1 and not stays), after.err
+        case.check_settled(tree)
+        assert all(all(case.there(tree, ref)) for ref in stays)
+        assert worker.run([argv[0], tree, *argv[1:]]).code in ((0,) if stays else (0, 1, 2))
+        assert set(contents(tree)) == {name for ref in stays for name in case.sets[ref]}
 
     failing = [(name, n) for name in ("EIO", "ENOSPC", "EXDEV") for n in range(1, len(calls) + 1)]
-    points = [*points_of(calls), *failing]
-    bench.each(check, points, base)
+    # After a call is before the next one.
+    points = [*(point for point in points_of(calls) if point[0] != "after" or point[1] == len(calls)), *failing]
+    bench.each(check, points, case.base)
     note_tried(f"layouts, {layout}", len(points))
 
 
@@ -746,7 +806,51 @@ def strace() -> str:
     return path
 
 
-@pytest.mark.parametrize("inject", ["signal=SIGKILL", "error=EIO", "error=ENOSPC"])
+def traced(
+    strace: str, bench: Bench, tree: Path, argv: Sequence[str], log: Path, *options: str
+) -> subprocess.CompletedProcess[str]:
+    """A whole `ckpt` process under strace, which writes the calls that change the file system to `log`."""
+    command = [strace, "-f", "-o", str(log), "-e", f"trace={','.join(TRACED)}", *options]
+    return subprocess.run(
+        [*command, sys.executable, "-m", "ckpt_cli", argv[0], str(tree), *argv[1:]],
+        cwd=bench.folder,
+        env=_environment(bench.folder),
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=TIMEOUT,
+    )
+
+
+def traced_points(strace: str, bench: Bench, base: Path, argv: Sequence[str]) -> list[tuple[str, int]]:
+    """The calls that a whole run of the command makes, each as its name and which one of that name it is."""
+    tree, log = bench.folder / "traced", bench.folder / "trace.log"
+    copy(base, tree)
+    ended = traced(strace, bench, tree, argv, log)
+    shutil.rmtree(tree)
+    assert ended.returncode == 0, ended
+    calls = re.findall(r"^[0-9]+ +([a-z0-9]+)\(", log.read_text(), re.MULTILINE)
+    assert len(calls) > 5, calls
+    return [(name, number) for name in TRACED for number in range(1, calls.count(name) + 1)]
+
+
+def injected(strace: str, bench: Bench, tree: Path, argv: Sequence[str], inject: str, name: str, number: int) -> None:
+    """Runs the command with one call hit, and fails where it ends in another way than it may."""
+    log = tree.with_suffix(".log")
+    ended = traced(strace, bench, tree, argv, log, "-e", f"inject={name}:{inject}:when={number}")
+    if inject == "signal=SIGKILL":
+        assert "+++ killed by SIGKILL +++" in log.read_text(), log.read_text()
+        return
+    assert "(INJECTED)" in log.read_text(), log.read_text()
+    assert ended.returncode in CONTRACT_CODES and "Traceback" not in ended.stderr, ended
+    assert ended.returncode == 0 or re.search(r"^(error|warning): .+", ended.stderr, re.MULTILINE), ended
+    assert "went wrong" not in ended.stderr, ended
+
+
+INJECTED = ("signal=SIGKILL", "error=EIO", "error=ENOSPC", "error=EXDEV")
+
+
+@pytest.mark.parametrize("inject", INJECTED)
 def test_strace(bench: Bench, single: Path, strace: str, inject: str) -> None:
     """The same by the kernel's hand, in a whole `ckpt` process, for every system call that ckpt makes."""
     keep = ("prune", "--keep", "3", "--yes")
@@ -755,44 +859,18 @@ def test_strace(bench: Bench, single: Path, strace: str, inject: str) -> None:
     worker = bench.workers.get()
     assert worker.run([keep[0], trashed, *keep[1:], "--trash"]).code == 0
     bench.workers.put(worker)
+    points = [
+        (argv, point)
+        for argv, base in ((keep, single), (UNDO, trashed), (PURGE, trashed))
+        for point in traced_points(strace, bench, base, argv)
+    ]
 
-    def traced(tree: Path, argv: Sequence[str], log: Path, *options: str) -> subprocess.CompletedProcess[str]:
-        command = [strace, "-f", "-o", str(log), "-e", f"trace={','.join(TRACED)}", *options]
-        return subprocess.run(
-            [*command, sys.executable, "-m", "ckpt_cli", argv[0], str(tree), *argv[1:]],
-            cwd=bench.folder,
-            env=_environment(bench.folder),
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=TIMEOUT,
-        )
-
-    points: list[tuple[tuple[str, ...], str, int]] = []
-    for argv, base in ((keep, single), (UNDO, trashed), (PURGE, trashed)):
-        tree, log = bench.folder / "traced", bench.folder / "trace.log"
-        copy(base, tree)
-        assert traced(tree, argv, log).returncode == 0
-        shutil.rmtree(tree)
-        calls = re.findall(r"^[0-9]+ +([a-z0-9]+)\(", log.read_text(), re.MULTILINE)
-        assert len(calls) > 5, calls
-        points += [(argv, name, n) for name in TRACED for n in range(1, calls.count(name) + 1)]
-
-    def check(worker: Worker, tree: Path, point: tuple[tuple[str, ...], str, int]) -> None:
-        argv, name, number = point
+    def check(worker: Worker, tree: Path, point: tuple[tuple[str, ...], tuple[str, int]]) -> None:
+        argv, call = point
         if argv is not keep:
             shutil.rmtree(tree)
             copy(trashed, tree)
-        log = tree.with_suffix(".log")
-        ended = traced(tree, argv, log, "-e", f"inject={name}:{inject}:when={number}")
-        if inject == "signal=SIGKILL":
-            assert "+++ killed by SIGKILL +++" in log.read_text(), log.read_text()
-        else:
-            assert "(INJECTED)" in log.read_text(), log.read_text()
-            assert ended.returncode in CONTRACT_CODES and "Traceback" not in ended.stderr, ended
-            said = re.search(r"^(error|warning): .+", ended.stderr, re.MULTILINE)
-            assert ended.returncode == 0 or said, ended
-            assert "went wrong" not in ended.stderr, ended
+        injected(strace, bench, tree, argv, inject, *call)
         check_instant(tree, (200, 300, 400), bench.whole)
         after = worker.run([keep[0], tree, *keep[1:]])
         assert after.code == 0, after.err
@@ -800,3 +878,23 @@ def test_strace(bench: Bench, single: Path, strace: str, inject: str) -> None:
 
     bench.each(check, points, single)
     note_tried(f"strace {inject}", len(points))
+
+
+@pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
+@pytest.mark.parametrize("inject", INJECTED)
+@pytest.mark.parametrize("layout", FOUND_BY)
+def test_strace_of_each_layout(bench: Bench, strace: str, layout: str, inject: str) -> None:
+    """A whole run of each layout goes: at every instant what the trainer finds is whole, or nothing."""
+    case = Case(bench, layout)
+    points = traced_points(strace, bench, case.base, WHOLE_RUN)
+
+    def check(worker: Worker, tree: Path, point: tuple[str, int]) -> None:
+        injected(strace, bench, tree, WHOLE_RUN, inject, *point)
+        if inject != "error=EXDEV":
+            case.check_found(tree)
+        after = worker.run(["prune", tree, "--keep", "9", "--yes"])
+        assert after.code in (0, 1), after.err
+        case.check_settled(tree)
+
+    bench.each(check, points, case.base)
+    note_tried(f"strace of layouts, {inject}", len(points))

@@ -103,7 +103,7 @@ def test_nano_gpt_of_every_age(tmp_path: Path) -> None:
 
 
 NOT_OF_NANO_GPT = """
-checkpoint_best.pt checkpoint1.pt checkpoint_10.pt.tmp checkpoint_10 checkpoint_10.safetensors checkpoint_.bin
+checkpoint_best.pt checkpoint1.pt checkpoint_10.pt~ checkpoint_10 checkpoint_10.safetensors checkpoint_.bin
 xcheckpoint_10.bin checkpoint_10_best.pt checkpoint-10.bin checkpoint_١٠.bin
 """
 
@@ -159,7 +159,7 @@ def test_a_meta_makes_it_nanochats(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["model_0010.pt", "model_00010.bin", "model_00010.pt.tmp", "model-00010.pt", "model_00010_ema.pt"]
+    "name", ["model_0010.pt", "model_00010.bin", "model_00010.pt.old", "model-00010.pt", "model_00010_ema.pt"]
 )
 def test_not_of_build_nanogpt(tmp_path: Path, name: str) -> None:
     assert all(t[0] in ("loose",) for t in told(write(tmp_path / "log", name)))

@@ -178,9 +178,21 @@ def test_a_folder_of_that_name_with_other_things_in_it(tmp_path: Path) -> None:
 def test_what_transformers_had_not_renamed_yet(tmp_path: Path) -> None:
     """Until early 2024 a step was written into `tmp-checkpoint-10` first."""
     write_step(tmp_path / "run", 10).rename(tmp_path / "run/tmp-checkpoint-10")
-    assert found(tmp_path) == {}
+    (only,) = found(tmp_path).values()
+    assert (only.ref, only.step, only.state) == ("run/tmp-checkpoint-10", 10, "in-progress")
+    assert [problem.code for problem in only.problems] == ["unfinished"]
+    assert only.resumable is False
     write_step(tmp_path / "run", 5)
-    assert list(found(tmp_path)) == ["run/5"]
+    age(tmp_path)
+    assert {ref: c.state for ref, c in found(tmp_path).items()} == {
+        "run/5": "complete", "run/tmp-checkpoint-10": "incomplete"
+    }  # fmt: skip
+    # The one that was cut off, and the one that was then written anew.
+    write_step(tmp_path / "run", 10)
+    age(tmp_path)
+    assert {ref: c.state for ref, c in found(tmp_path).items()} == {
+        "run/5": "complete", "run/checkpoint-10": "complete", "run/tmp-checkpoint-10": "incomplete"
+    }  # fmt: skip
 
 
 def test_two_names_of_one_number(tmp_path: Path) -> None:

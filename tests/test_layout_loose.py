@@ -308,3 +308,11 @@ def test_the_real_loose_files(shared: Path) -> None:
     assert parts == {path.name for path in (shared / "real/zoo").iterdir()} - {"expected.json"}
     assert {c.layout for c in there.values()} == {"loose"}
     assert [ref for ref, c in there.items() if c.problems] == ["zoo/damaged-empty"]
+
+
+def test_numbers_in_names_are_listed_as_numbers(tmp_path: Path) -> None:
+    """Though they say nothing else: whose names these are is not known."""
+    for name in ("epoch_10.pt", "epoch_9.pt", "epoch_latest.pt", "epoch_1.pt"):
+        (tmp_path / name).write_bytes(b"x")
+    listed = [c.name for c in discover(str(tmp_path)).checkpoints]
+    assert listed == ["epoch_1", "epoch_9", "epoch_10", "epoch_latest"]

@@ -18,8 +18,9 @@ from ckpt_cli.checkpoint import Checkpoint, Part, in_order, newest
 from ckpt_cli.discover import discover
 from ckpt_cli.layouts.torchtune import needs
 from ckpt_cli.metrics import best_of
+from ckpt_cli.plans import Rules
 from ckpt_cli.policies import keep_last
-from ckpt_cli.retain import Rules, make_plan
+from ckpt_cli.retain import make_plan
 from ckpt_cli.tensors import read_index
 from tests.conftest import Run
 
@@ -503,8 +504,9 @@ def test_distributed_of_2026(tmp_path: Path) -> None:
 
 
 def test_an_index_too_large_to_list(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """dist_epoch_N always holds the optimizer; in a folder of another name nothing says so."""
+    """dist_epoch_N always holds the optimizer; in a folder of another name nothing but the index says so."""
     monkeypatch.setattr("ckpt_cli.layouts._dcp._MAX_INDEX", 10)
+    monkeypatch.setattr("ckpt_cli.layouts._dcp._MAX_NAMES", 10)
     distributed(tmp_path / "dist_epoch_0")
     distributed(tmp_path / "epoch_1")
     assert [(c.layout, c.resumable) for c in found(tmp_path).values()] == [("torchtune", True), ("torchtune", None)]
@@ -592,9 +594,104 @@ def test_folders_that_look_alike(tmp_path: Path, name: str) -> None:
     assert [c.step for c in run] == [2]
 
 
+def saved(folder: Path) -> Path:
+    """What transformers' save_pretrained writes of a small model."""
+    save(folder / "config.json", {"model_type": "llama", "transformers_version": "5.23.0"})
+    save(folder / "generation_config.json", {"transformers_version": "5.23.0"})
+    save(folder / "model.safetensors")
+    return folder
+
+
+def layouts(root: Path) -> list[tuple[str, str, bool | None]]:
+    return [(c.layout, c.ref, c.resumable) for c in found(aged(root)).values()]
+
+
+@pytest.mark.parametrize("unit", ["epoch", "step"])
+def test_somebody_s_own_save_pretrained(tmp_path: Path, unit: str, call: Run) -> None:
+    """Named like torchtune's: of another layout, under the same references, and pruned as epochs are."""
+    root = tmp_path / "run"
+    for number in (2, 9, 10):
+        saved(root / f"{unit}_{number}")
+    assert layouts(root) == [("huggingface", f"run/{number}", None) for number in (2, 9, 10)]
+    assert prunes(root) == ["run/2", "run/9"]
+    assert call("latest", root, "--field", "ref").out == "run/10\n"
+    # One with shards, whose index ends with a newline as transformers writes it.
+    shards = epoch(root / f"{unit}_11")
+    index = shards / "model.safetensors.index.json"
+    index.write_text(json.dumps(json.loads(index.read_text()), indent=2, sort_keys=True) + "\n")
+    assert layouts(root)[-1] == ("huggingface", "run/11", None)
+    assert [part.role for part in found(root)["run/11"].parts] == ["model", "model", "index", "config"]
+
+
+def test_an_adapter_that_somebody_saved(tmp_path: Path) -> None:
+    root = tmp_path / "run"
+    for number in (0, 1):
+        save(root / f"epoch_{number}/adapter_config.json", {"peft_type": "LORA", "base_model_name_or_path": "m"})
+        save(root / f"epoch_{number}/adapter_model.safetensors")
+    assert layouts(root) == [("huggingface", "run/0", None), ("huggingface", "run/1", None)]
+
+
+MARKS = """
+adapter_model.pt original_repo_id.json LICENSE.txt original/params.json adapter_model/ recipe_state.pt params.json
+../recipe_state/recipe_state.pt ../torchtune_config.yaml ../epoch_0/recipe_state.pt
+"""
+
+
+@pytest.mark.parametrize("mark", MARKS.split())
+def test_a_mark_of_torchtune(tmp_path: Path, mark: str) -> None:
+    """A single file of weights, as torchtune has written them since 2026, is its own where anything says so."""
+    folder = saved(tmp_path / "run/epoch_1")
+    if mark.startswith("../epoch_0"):
+        saved(tmp_path / "run/epoch_0")
+    if mark.endswith("/"):
+        (folder / mark).mkdir()
+    elif mark.endswith("recipe_state.pt"):
+        recipe(folder / mark, 2)
+    else:
+        save(folder / mark)
+    assert [c.layout for c in found(aged(tmp_path / "run")).values() if c.step == 1] == ["torchtune"]
+
+
+def test_names_that_only_torchtune_gives(tmp_path: Path) -> None:
+    names = "ft-model-00001-of-00001.safetensors ft-model-00001-of-00002.bin model-00001-of-00001.safetensors"
+    for number, name in enumerate([*names.split(), "model-00001-of-00001.bin"]):
+        root = tmp_path / f"run{number}"
+        save(root / "epoch_0/config.json", {"a": 1})
+        save(root / "epoch_0" / name)
+        assert [c.layout for c in found(root).values()] == ["torchtune"], name
+    # An index that transformers did not write, and weights without any configuration.
+    epoch(tmp_path / "run8/epoch_0")
+    save(tmp_path / "run9/epoch_0/model.safetensors")
+    assert [c.layout for name in ("run8", "run9") for c in found(tmp_path / name).values()] == ["torchtune"] * 2
+
+
+def test_epochs_that_were_cut_off(tmp_path: Path) -> None:
+    """One shard under its name and one under that which safetensors writes to; and nothing but such a file."""
+    root = tmp_path / "run"
+    epoch(root / "epoch_0")
+    recipe(root / "recipe_state/recipe_state.pt", 1)
+    save(root / "epoch_1/model-00001-of-00002.safetensors")
+    (root / "epoch_1/.tmpaB3dE6").write_bytes(b"x")
+    (root / "epoch_2").mkdir()
+    (root / "epoch_2/.tmpaB3dE6").write_bytes(b"x")
+    shutil.copytree(root / "epoch_0", root / "epoch_3.tmp")
+    aged(root)
+    assert {ref: (c.layout, c.state) for ref, c in found(root).items()} == {
+        "run/0": ("torchtune", "complete"),
+        "run/1": ("torchtune", "incomplete"),
+        "run/2": ("torchtune", "incomplete"),
+        "run/epoch_3.tmp": ("torchtune", "incomplete"),
+    }
+    assert [len(c.having("recipe")) for c in found(root).values()] == [1, 0, 0, 0]
+    assert found(root)["run/2"].modified > 10**18  # no checkpoint is of 1970
+    assert prunes(root) == []
+    os.utime(root / "epoch_2/.tmpaB3dE6")
+    assert found(root)["run/2"].state == "in-progress"
+
+
 LOOK_ALIKE = """
 hf_model_1_0.pt hf_model_0001_0.bin hf_model_0001.pt model-00001-of-00003.safetensors_0 model-00001-of-00003_0.pt
-meta_model.pt meta_model_0.pt.tmp torchtune_model_00.pt adapter_0.bin adapter_model.bin recipe_state.pt
+meta_model.pt meta_model_0.pt.old torchtune_model_00.pt adapter_0.bin adapter_model.bin recipe_state.pt
 """
 
 

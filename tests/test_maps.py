@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
@@ -273,6 +273,7 @@ def test_any_heads_round_trip_bit_for_bit(
 
 @settings(max_examples=300, deadline=None)
 @given(width=st.integers(1, 10_000), intermediate=st.integers(1, 60_000))
+@example(width=319, intermediate=1955)
 def test_feed_forward_is_what_meta_s_code_comes_to(width: int, intermediate: int) -> None:
     multiple, factor = _params.feed_forward(width, intermediate)
     hidden = int(2 * (4 * width) / 3)
@@ -766,7 +767,7 @@ def test_every_other_revision_is_refused_by_name(shared: Path) -> None:
             said = refused(path, "hf", meta)
             assert f"revision {names[tree[0]]} " in said and "--to safetensors" in said
     assert len(seen) == 8 and seen < set(REVISIONS)
-    for name, shape in (("v0_lambdas", (2,)), ("value_embed.weight", (3, 4)), ("value_embeds.0.weight", (3, 4))):
+    for name, shape in (("v0_lambdas", (2,)), ("value_embed.weight", (3, 4)), ("value_embed_A.weight", (3, 4))):
         assert revision_of({name: shape, "resid_lambdas": (2,)}, {"window_pattern": "L"}) == "v0"
     assert revision_of({"transformer.h.0.moe.router.weight": (2, 2)}, {}) == "moe"
 
@@ -840,6 +841,61 @@ def test_adapters_by_hand(tmp_path: Path) -> None:
     assert same(state_of(qwen), dict(zip(state_of(plan), state.values())))
     assert same(state_of(mapped(path, "torchtune")), state)
     assert refused(path, "meta", written(config, given))
+
+
+def test_adapters_of_peft_for_torchtune(shared: Path) -> None:
+    """Digest for digest of what 0.6.1 wrote beside PEFT's names."""
+    for epoch in range(3):
+        run = shared / f"real/torchtune/0.6.1/lora-hf/epoch_{epoch}"
+        checkpoint = next(c for c in discover(str(run)).checkpoints if c.having("adapter"))
+        plan = mapping.plan([read_tensors(str(run / "adapter_model.safetensors"))], checkpoint, "torchtune", None)
+        assert digests_of(plan) == digests_in(run / "adapter_model.pt")
+        assert plan.config is None and "lora_alpha 8" in plan.notes[0]
+
+
+def test_adapters_of_peft_by_hand(tmp_path: Path) -> None:
+    """To torchtune and back, bit for bit; settings that torchtune's recipes lack are refused by name."""
+    chance = torch.Generator().manual_seed(2)
+    at = "base_model.model.model.layers.3."
+    shapes = {
+        f"{at}self_attn.q_proj.lora_A.weight": (3, 16), f"{at}self_attn.q_proj.lora_B.weight": (16, 3),
+        f"{at}self_attn.k_proj.lora_A.weight": (3, 16), f"{at}self_attn.k_proj.lora_B.weight": (8, 3),
+        f"{at}self_attn.k_proj.lora_magnitude_vector": (8,), f"{at}mlp.up_proj.lora_A.weight": (3, 16),
+        f"{at}mlp.up_proj.lora_B.weight": (24, 3), "base_model.model.lm_head.lora_A.weight": (3, 16),
+        "base_model.model.lm_head.lora_B.weight": (11, 3),
+    }  # fmt: skip
+    state = {name: torch.randn(shape, generator=chance) for name, shape in shapes.items()}
+    path, config = tmp_path / "adapter_model.safetensors", tmp_path / "c.json"
+    save_file(state, path)
+    given = config_for(4, 2, 4, 16, lora_alpha=16, r=3, peft_type="LORA")
+    plan = mapped(path, "torchtune", written(config, given))
+    here = "layers.3."
+    wanted = {
+        f"{here}attn.q_proj.lora_a.weight": state[f"{at}self_attn.q_proj.lora_A.weight"],
+        f"{here}attn.q_proj.lora_b.weight": to_pairs(state[f"{at}self_attn.q_proj.lora_B.weight"], 4),
+        f"{here}attn.k_proj.lora_a.weight": state[f"{at}self_attn.k_proj.lora_A.weight"],
+        f"{here}attn.k_proj.lora_b.weight": to_pairs(state[f"{at}self_attn.k_proj.lora_B.weight"], 2),
+        f"{here}attn.k_proj.magnitude": to_pairs(state[f"{at}self_attn.k_proj.lora_magnitude_vector"], 2),
+        f"{here}mlp.w3.lora_a.weight": state[f"{at}mlp.up_proj.lora_A.weight"],
+        f"{here}mlp.w3.lora_b.weight": state[f"{at}mlp.up_proj.lora_B.weight"],
+        "output.lora_a.weight": state["base_model.model.lm_head.lora_A.weight"],
+        "output.lora_b.weight": state["base_model.model.lm_head.lora_B.weight"],
+    }
+    assert same(state_of(plan), wanted)
+    back = mapped(written(tmp_path / "adapter_0.pt", state_of(plan)), "hf", config)
+    assert same(state_of(back), state)
+    for key, value in {"use_rslora": True, "rank_pattern": {"q_proj": 8}, "bias": "all", "peft_type": "LOHA"}.items():
+        assert key in refused(path, "torchtune", written(config, {**given, key: value}))
+    assert "r 4" in refused(path, "torchtune", written(config, {**given, "r": 4}))
+    assert "phi3" in refused(path, "torchtune", written(config, {**given, "model_type": "phi3"}))
+    assert "num_attention_heads" in refused(path, "torchtune", written(config, {"lora_alpha": 16}))
+    assert refused(path, "meta", written(config, given))
+    for name in ("base_model.model.lm_head.weight", f"{at}self_attn.q_proj.lora_C.weight", f"{at}x.lora_A.weight"):
+        save_file({**state, name: torch.zeros(3, 16)}, path)
+        assert repr(name) in refused(path, "torchtune", written(config, given))
+    ranks = {**state, f"{at}mlp.up_proj.lora_A.weight": torch.zeros(4, 16)}
+    save_file(ranks, path)
+    assert "several ranks, 3, 4" in refused(path, "torchtune", written(config, given))
 
 
 # --- a new map is one new file; nothing slow is loaded

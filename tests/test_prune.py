@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -14,31 +15,13 @@ from pathlib import Path
 import pytest
 
 from ckpt_cli.checkpoint import Checkpoint, Part
+from ckpt_cli.plans import Rules
 from ckpt_cli.policies import keep_last
-from ckpt_cli.retain import Rules, make_plan
+from ckpt_cli.retain import make_plan
 from tests.conftest import Done, Run
-from tests.test_kill import TRAINER, age, contents, part_names, trainers_newest, write_trainer, write_tree
+from tests.test_kill import STEPS, TRAINER, age, contents, part_names, trainers_newest, write_trainer
 
-STEPS = (100, 200, 300, 400)
 DAY = 86400
-
-
-@pytest.fixture(scope="module")
-def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("prune") / "tree"
-    write_tree(root, ("d2", "d4"))
-    return root
-
-
-@pytest.fixture
-def root(written: Path, tmp_path: Path) -> Path:
-    """Two runs of four steps, two days old, the later step the better one."""
-    return Path(shutil.copytree(written, tmp_path / "tree"))
-
-
-@pytest.fixture
-def run(root: Path) -> Path:
-    return root / "base_checkpoints" / "d2"
 
 
 def kept(done: Done, tag: str = "d2") -> dict[str, list[str]]:
@@ -155,6 +138,8 @@ def test_answers_that_teach(call: Run, root: Path, run: Path, tmp_path: Path) ->
         (["--max-size", 50], 2, "50GB"),
         (["--keep-best", 1, "--metric", "acc"], 2, "--metric acc:min or acc:max"),
         (["--keep", 1, "--allow-empty", "--yes"], 4, "--keep 0"),
+        (["--keep", 0, "--allow-empty", "--yes"], 4, "hint: name base/d2 or base/d4"),
+        (["--undo"], 1, f"`ckpt list --trash --root {root}`"),
         (["--keep", 0, "--allow-empty", "--optimizer-only", "--yes"], 2, "--optimizer-only"),
         (["--keep", 0, "--keep-step", 100, "--allow-empty", "--tag", "d2", "--yes"], 4, "--keep 0 alone"),
         (["--keep-last", 1, "--step", 100], 2, "--keep-step"),
@@ -184,7 +169,9 @@ def test_table(call: Run, root: Path, run: Path) -> None:
     assert "val_bpb 0.9" in done.out and "last 2, newest complete" in done.out
     assert "3 of 8 checkpoints of 2 runs would go, " in done.err
     # A program gets all of it, in full, a line each.
-    lines = [line.split("\t") for line in call("prune", root, "--keep", 2, "-n").out.splitlines()]
+    done = call("prune", root, "--keep", 2, "-n")
+    lines = [line.split("\t") for line in done.out.splitlines()]
+    assert "3 of 8 checkpoints of 2 runs would go, " in done.err
     assert len(lines) == 8 and all(len(line) == 5 and line[2].isdigit() for line in lines)
 
 
@@ -469,6 +456,108 @@ def test_a_link_in_place_of_a_folder_leads_nowhere(
     assert not (trainer / "checkpoint-200").exists() and (trainer / "checkpoint-300").exists()
 
 
+def renamed(monkeypatch: pytest.MonkeyPatch, action: Callable[[str, str], object]) -> list[str]:
+    """What is renamed into a trash, by its path below it; `action` comes first, with both paths."""
+    real = os.rename
+    names: list[str] = []
+
+    def rename(source: str, target: str) -> None:
+        action(source, target)
+        real(source, target)
+        names.append(target.partition(".ckpt-trash/")[2].partition("/")[2])
+
+    monkeypatch.setattr(os, "rename", rename)
+    return names
+
+
+def test_a_folder_goes_and_comes_back_by_one_rename(call: Run, trainer: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that a trainer never finds a half one, also while the last of a run goes."""
+    before = contents(trainer)
+    names = renamed(monkeypatch, lambda source, target: None)
+    assert call("prune", trainer, "--keep", 0, "--allow-empty", "--trash", "--yes").code == 0
+    assert names == ["checkpoint-100", "checkpoint-200", "checkpoint-300"] and folders(trainer) == [".ckpt-trash"]
+    (trainer / "checkpoint-200").mkdir()  # an empty one is in nobody's way
+    # In this one a trainer writes already: what is there stays, and what is missing comes beside it.
+    (trainer / "checkpoint-300").mkdir()
+    (trainer / "checkpoint-300/new").write_text("new")
+    assert call("prune", trainer, "--undo").code == 0
+    assert contents(trainer) == {**before, "checkpoint-300/new": b"new"}
+
+
+@pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
+def test_inner_folders_go_along(call: Run, trainer: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a distributed save inside; an empty folder, a link or a hidden file in it is not ours and keeps its folder."""
+    import torch
+    from torch.distributed.checkpoint.state_dict_saver import save
+
+    for step in (100, 200):
+        inner = trainer / f"checkpoint-{step}/pytorch_model_fsdp_0"
+        save({"w": torch.zeros(2)}, checkpoint_id=str(inner), no_dist=True)
+        for path in inner.iterdir():
+            age(path, 2 * DAY - step)
+    (trainer / "checkpoint-200/pytorch_model_fsdp_0/.notes").write_text("mine")
+    names = renamed(monkeypatch, lambda source, target: None)
+    assert call("prune", trainer, "--keep", 1, "--yes").code == 0
+    assert names[0] == "checkpoint-100" and len(names) > 5 and folders(trainer) == ["checkpoint-200", "checkpoint-300"]
+    assert [path for path in (trainer / "checkpoint-200").rglob("*") if path.is_file()] == [
+        trainer / "checkpoint-200/pytorch_model_fsdp_0/.notes"
+    ]
+
+
+def test_what_is_written_into_a_folder_meanwhile(call: Run, trainer: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between the look and the rename: the folder comes back with it."""
+    before = contents(trainer)
+
+    def write(source: str, target: str) -> None:
+        if source == str(trainer / "checkpoint-100"):
+            (trainer / "checkpoint-100/new").write_text("new")
+
+    renamed(monkeypatch, write)
+    done = call("prune", trainer, "--keep", 1, "--yes", "--json")
+    assert done.code == 3 and "something else was written into it" in done.err
+    assert contents(trainer) == {
+        **{name: data for name, data in before.items() if "-200" not in name}, "checkpoint-100/new": b"new",
+    }  # fmt: skip
+    assert folders(trainer) == ["checkpoint-100", "checkpoint-300"]
+
+
+def test_a_file_system_that_moves_no_folder(call: Run, trainer: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As an overlay does: then its files go one by one, and come back."""
+    before = contents(trainer)
+
+    def refuse(source: str, target: str) -> None:
+        if os.path.isdir(source):
+            raise OSError(errno.EXDEV, os.strerror(errno.EXDEV))
+
+    names = renamed(monkeypatch, refuse)
+    assert call("prune", trainer, "--keep", 1, "--trash", "--yes").code == 0
+    assert len(names) == 2 * len(TRAINER) and folders(trainer) == [".ckpt-trash", "checkpoint-300"]
+    assert call("prune", trainer, "--undo").code == 0 and contents(trainer) == before
+
+
+def test_what_is_put_into_the_trash_stays(call: Run, trainer: Path) -> None:
+    assert call("prune", trainer, "--keep", 1, "--trash", "--yes").code == 0
+    (trash,) = (trainer / ".ckpt-trash").iterdir()
+    (trash / "checkpoint-100/notes.txt").write_text("mine")
+    done = call("prune", trainer, "--purge", "--yes")
+    assert done.code == 3 and "did not put there" in done.err
+    assert [path.name for path in trash.rglob("*") if path.is_file()] == ["journal", "notes.txt"]
+
+
+def test_an_immutable_file_in_a_folder(call: Run, trainer: Path) -> None:
+    """It could move with its folder, and then not be deleted: all of that checkpoint stays where it is."""
+    path, before = trainer / "checkpoint-100/config.json", contents(trainer)
+    chattr = shutil.which("chattr")
+    if not chattr or subprocess.run([chattr, "+i", str(path)], capture_output=True).returncode:
+        pytest.skip("no file can be made immutable here")
+    try:
+        done = call("prune", trainer, "--keep", 1, "--yes", "--json")
+    finally:
+        subprocess.run([chattr, "-i", str(path)], check=True)
+    assert done.code == 3 and done.json["problems"][0]["path"] == str(path)
+    assert contents(trainer) == {name: data for name, data in before.items() if "-200" not in name}
+
+
 # --- a world that moves
 
 
@@ -614,13 +703,13 @@ def as_nobody(arguments: list[str]) -> int:
 
 
 @pytest.fixture
-def open_root(written: Path) -> Iterator[Path]:
+def open_root(old_runs: Path) -> Iterator[Path]:
     """A tree that every user can reach."""
     import tempfile
 
     place = Path(tempfile.mkdtemp(prefix="ckpt-test-"))
     place.chmod(0o755)
-    yield Path(shutil.copytree(written, place / "tree"))
+    yield Path(shutil.copytree(old_runs, place / "tree"))
     shutil.rmtree(place)
 
 
@@ -687,6 +776,16 @@ def test_a_step_on_another_file_system(call: Run, tmp_path: Path, mounted: Calla
     assert done.code == 3 and "checkpoint-200" in done.json["problems"][0]["path"]
     assert sorted(path.name for path in (run / "checkpoint-200").iterdir()) == sorted(TRAINER)
     assert folders(run) == ["checkpoint-200", "checkpoint-300"]
+
+
+def test_a_mount_point_in_a_folder(call: Run, trainer: Path, tmp_path: Path, mounted: Callable[..., None]) -> None:
+    """A folder moves with what is mounted in it; this one does not."""
+    before = contents(trainer)
+    shutil.copy2(trainer / "checkpoint-100/config.json", tmp_path / "other.json")
+    mounted("--bind", tmp_path / "other.json", trainer / "checkpoint-100/config.json")
+    done = call("prune", trainer, "--keep", 1, "--yes")
+    assert done.code == 3 and "config.json could not go" in done.err
+    assert contents(trainer) == {name: data for name, data in before.items() if "-200" not in name}
 
 
 def test_a_file_that_is_a_mount_point(

@@ -13,33 +13,12 @@ from typing import Any
 
 import pytest
 
-from ckpt_cli import journal, removal, settling
+from ckpt_cli import execution, journal, settling
 from ckpt_cli.atomic import locked
 from ckpt_cli.errors import CkptError, Interrupted, NotFound, Refused
 from ckpt_cli.ui import out
 from tests.conftest import Run
-from tests.test_kill import contents, part_names, write_tree
-
-STEPS = (100, 200, 300, 400)
-
-
-@pytest.fixture(scope="session")
-def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("removal") / "tree"
-    write_tree(root, ("d2", "d4"))
-    return root
-
-
-@pytest.fixture
-def root(written: Path, tmp_path: Path) -> Path:
-    """Two runs of four steps, two days old."""
-    return Path(shutil.copytree(written, tmp_path / "tree"))
-
-
-@pytest.fixture
-def run(root: Path) -> Path:
-    """The one run that the tests are about."""
-    return root / "base_checkpoints" / "d2"
+from tests.test_kill import STEPS, age, contents, part_names
 
 
 def steps_of(run: Path) -> list[int]:
@@ -51,11 +30,6 @@ def steps_of(run: Path) -> list[int]:
         if there:
             found.append(step)
     return found
-
-
-def age(path: Path, seconds: float) -> None:
-    """Makes a file as old as that."""
-    os.utime(path, (time.time() - seconds,) * 2)
 
 
 def meanwhile(monkeypatch: pytest.MonkeyPatch, action: Callable[[], object]) -> None:
@@ -365,7 +339,7 @@ def test_changed_between_the_look_and_the_rename(
             os.replace(run / "fresh", run / "optim_000100_rank0.pt")
         return descriptor
 
-    monkeypatch.setattr(removal, "begin", begin)
+    monkeypatch.setattr(execution, "begin", begin)
     done = call("prune", root, "--keep", "2", "--yes", "--json")
     assert done.code == 3 and "optim_000100_rank0.pt" in done.err
     assert steps_of(run) == [100, 300, 400]
@@ -709,6 +683,8 @@ GARBLED: dict[str, object] = {
     "not a list": {"trash": False, "removals": 3},
     "too few values": {"trash": False, "removals": [{"ref": "r", "files": [["model_000100.pt"]]}]},
     "text for bytes": {"trash": False, "removals": [{"ref": "r", "files": [["model_000100.pt", "x", 1, 1]]}]},
+    "a folder of no file": {"trash": False, "removals": [{"ref": "r", "files": [["a/b", 1, 1, 1]], "folders": [".."]}]},
+    "no folder": {"trash": False, "removals": [{"ref": "r", "files": [["a/b", 1, 1, 1]], "folders": [["a"]]}]},
     "number for name": {"trash": False, "removals": [{"ref": "r", "files": [[7, 1, 1, 1]]}]},
 }
 NAMES = (
@@ -814,7 +790,7 @@ def test_recovery_while_the_trainer_saves_again(call: Run, root: Path, run: Path
 
 
 def remove(run: Path, removals: list[journal.Removal], keep_trash: bool) -> journal.Outcome:
-    return removal.remove([(str(run), removals)], journal.new_id(), keep_trash, lambda run: False)
+    return execution.remove([(str(run), removals)], journal.new_id(), keep_trash, lambda run: False)
 
 
 def planned(run: Path, step: int) -> journal.Removal:
@@ -928,7 +904,7 @@ def test_interrupt_in_the_second_run_brings_the_first_back(root: Path, monkeypat
 
     monkeypatch.setattr(os, "rename", rename)
     with pytest.raises(Interrupted):
-        removal.remove(
+        execution.remove(
             [(str(run), [planned(run, 100)]) for run in runs], journal.new_id(), False, lambda run: pytest.fail(run)
         )
     assert len(runs) > 1 and contents(root) == before and not list(root.rglob(".ckpt-trash"))
@@ -962,7 +938,7 @@ def test_rollback_reaches_every_run(root: Path, monkeypatch: pytest.MonkeyPatch)
 
     monkeypatch.setattr(os, "rename", rename)
     with pytest.raises(Interrupted, match="back in its place"):
-        removal.remove(names, journal.new_id(), False, lambda run: pytest.fail(run))
+        execution.remove(names, journal.new_id(), False, lambda run: pytest.fail(run))
     shutil.rmtree(third)
     assert contents(root) == before and not list(root.rglob(".ckpt-trash"))
 
@@ -997,7 +973,7 @@ def test_what_cannot_be_rolled_back_is_trash(root: Path, monkeypatch: pytest.Mon
 
     monkeypatch.setattr(os, "rename", rename)
     with pytest.raises(Interrupted, match=r"model_000100\.pt stayed"):
-        removal.remove(
+        execution.remove(
             [(str(run), [planned(run, 100)]) for run in runs[:2]], journal.new_id(), False, lambda run: False
         )
     settling.recover(str(runs[0]))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,9 @@ from hypothesis import strategies as st
 from ckpt_cli.budget import Budget
 from ckpt_cli.checkpoint import Checkpoint, Part, Problem, Role, State
 from ckpt_cli.errors import CkptError, Refused
+from ckpt_cli.plans import Needs, Plan, Rules
 from ckpt_cli.policies import Policy, keep_best, keep_every, keep_last, keep_steps, keep_within
-from ckpt_cli.retain import Needs, Plan, Rules, make_plan, settled_plan
+from ckpt_cli.retain import make_plan, settled_plan
 from tests.conftest import Run
 from tests.test_discover import OLD, step, write
 
@@ -202,6 +204,40 @@ def test_a_clock_that_is_off() -> None:
         plan([checkpoint(1, when=ahead), checkpoint(2, when=NOW)], 1)
     # All of it from the future is no contradiction.
     assert steps(plan([checkpoint(1, when=ahead), checkpoint(2, when=ahead)], 1).removed) == [1]
+
+
+def of_another(number: int, when: int | None = None) -> Checkpoint:
+    """A step that another trainer wrote into the same folder."""
+    one = checkpoint(number, when=when)
+    return one._replace(layout="other", name=f"checkpoint_{number}", by_name=True)
+
+
+def test_two_trainers_in_one_folder_do_not_compete() -> None:
+    """The higher steps of one are no reason to remove what the other wrote; its clock tells nothing of them either."""
+    run = [checkpoint(n) for n in (10, 20, 30)] + [of_another(n, NOW // 3) for n in (500, 600)]
+    rules = Rules(NOW, GRACE, {"nanochat": nothing, "other": nothing})
+    made = make_plan(run, {"keep": keep_last(1)}, rules)
+    assert [(group.source, group.tag) for group in made.groups] == [("base", "d12")]
+    assert steps([kept.checkpoint for kept in made.groups[0].keep]) == [30, 600]
+    assert steps(made.removed) == [10, 20, 500]
+    assert "newest complete" in reasons(made)["base/d12/30"]
+    with pytest.raises(Refused, match="nothing of base/d12 would be kept"):
+        make_plan(run, {"step": keep_steps([600])}, rules)
+    emptied = make_plan(run, {"keep": keep_last(0)}, replace(rules, allow_empty=True))
+    assert len(emptied.removed) == 5
+
+
+def test_what_one_trainer_keeps_may_need_what_the_other_wrote() -> None:
+    """As torchtune's epochs need the model that lies beside them under its published names."""
+
+    def the_other(one: Checkpoint, run: Sequence[Checkpoint]) -> Sequence[Checkpoint]:
+        return [c for c in run if c.step == 500]
+
+    run = [checkpoint(10), checkpoint(20), of_another(500), of_another(600)]
+    rules = Rules(NOW, GRACE, {"nanochat": the_other, "other": nothing})
+    made = make_plan(run, {"keep": keep_last(1)}, rules)
+    assert steps(made.removed) == [10]
+    assert reasons(made)["base/d12/checkpoint_500"] == ("base/d12/20 needs it",)
 
 
 def test_negative_and_nothing() -> None:

@@ -10,10 +10,11 @@ import typer
 from ckpt_cli import runs
 from ckpt_cli.checkpoint import checkpoint_record
 from ckpt_cli.commands import options
-from ckpt_cli.convert import Recipe, Request, check_target, prepare, requested_dtype, result_record
+from ckpt_cli.convert import NAMINGS, check_target, prepare, requested_dtype
 from ckpt_cli.errors import CkptError
 from ckpt_cli.places import refuse_outputs
 from ckpt_cli.query import Query
+from ckpt_cli.recipe import Recipe, Request, result_record
 from ckpt_cli.ruleset import parse_size
 from ckpt_cli.selector import choose
 from ckpt_cli.ui import out, text
@@ -76,6 +77,8 @@ def convert(
     check_target(to)
     if most is not None and to not in ("safetensors", "hf"):
         raise CkptError(f"--max-shard-size does not go with --to {to}: its weights are one file")
+    if config is not None and to not in NAMINGS:
+        raise CkptError(f"--config does not go with --to {to}: names and numbers stay as they are")
     if keep_going and not every:
         raise CkptError("--keep-going goes with --all")
     limit = None if most is None else max(1, parse_size(most))
@@ -158,7 +161,7 @@ def _convert_all(
     wanted = choose(query)
     if not wanted:
         raise CkptError(f"there are no checkpoints in {query.root.path}", "`ckpt list` shows what is there")
-    jobs = runs.plan_all(wanted, request, output, force, keep_going)
+    jobs = runs.plan_all(wanted, request, output, force)
     for said in dict.fromkeys(said for job in jobs if job.recipe for said in job.recipe.notes):
         out.warning(said)
     if not dry_run:
@@ -170,15 +173,19 @@ def _convert_all(
         elif job.status == "skipped":
             out.note(f"{job.checkpoint.ref} is still being written, and was left out")
     code = runs.exit_code(jobs, len(wanted))
-    if not keep_going and any(job.failure for job in jobs):
+    left = [job for job in jobs if job.status == "planned" and not dry_run]
+    if left:
+        out.note(f"{text.count(len(left), 'checkpoint')} after the first failure, from {left[0].checkpoint.ref} on, "
+                 f"{'was' if len(left) == 1 else 'were'} left out")  # fmt: skip
         out.say("hint: --keep-going goes on with the others")
     if chosen == "json" and code in (0, 1, 3):
         out.emit_json("convert", runs.all_record(jobs, dry_run))
     elif chosen == "name":
-        there = [job for job in jobs if job.recipe and job.status != "failed"]
+        there = [job for job in jobs if job.recipe and job.status != "failed" and job not in left]
         out.emit_lines([o.path for job in there if job.recipe for o in job.recipe.outputs])
     elif chosen != "json":
-        states = {"planned": "would be written", "written": "written and read back", "there": "there already"}
+        states = {"written": "written and read back", "there": "there already"}
+        states |= {"planned": "would be written"} if dry_run else {}
         rows = [
             row for job in jobs if job.recipe and job.status in states for row in _rows(job.recipe, states[job.status])
         ]

@@ -15,22 +15,11 @@ from ckpt_cli.commands import options
 from ckpt_cli.contents import paths_of, read_files
 from ckpt_cli.errors import CkptError, NotFound
 from ckpt_cli.formats import Files
-from ckpt_cli.listing import (
-    Listed,
-    among_themselves,
-    figure_text,
-    file_texts,
-    listing,
-    record_of,
-    shape_text,
-    short_values,
-    storage_text,
-    totals_of,
-    value_text,
-)
+from ckpt_cli.listing import Listed, among_themselves, listing, record_of, totals_of
 from ckpt_cli.query import Query
 from ckpt_cli.ui import out, text, tree
 from ckpt_cli.ui.out import Cell, Column
+from ckpt_cli.ui.tensor_text import figure_text, file_texts, shape_text, short_values, storage_text, value_text
 
 app = options.new_app()
 
@@ -108,7 +97,7 @@ def _tensors(query: Query, part: str | None, asked: _Asked, chosen: out.Format) 
     files = read_files(paths_of(query.file, options.look_for_subject(query), part))
     listed, totals = _listed(files, asked)
     values = _values(files)
-    if asked.values or chosen == "table":
+    if asked.pattern is not None and (asked.values or chosen == "table"):
         values = {name: value for name, value in values.items() if _wanted(name, asked.pattern)}
     foreign = [name for file in files for name in file.foreign_globals]
     for file in files:

@@ -40,7 +40,8 @@ DryRun = Annotated[bool, typer.Option("-n", "--dry-run", help="Only show what wo
 def group_of(names: tuple[str, ...], prefix: str = "") -> type[TyperGroup]:
     """A group whose subcommands are imported when they are asked for: `ckpt list` does not pay for `ckpt convert`.
 
-    `names` are in the order of the help; each is a module of this folder, `prefix` before it, with a Typer `app`.
+    `names` are in the order of the help; each is a module of this folder, `prefix` before it and
+    `_` for each `-`, with a Typer `app`.
     """
 
     class Lazy(TyperGroup):
@@ -50,7 +51,7 @@ def group_of(names: tuple[str, ...], prefix: str = "") -> type[TyperGroup]:
         def get_command(self, ctx: Any, cmd_name: str) -> Any:
             if cmd_name not in names:
                 return None
-            module = importlib.import_module(f"ckpt_cli.commands.{prefix}{cmd_name}")
+            module = importlib.import_module(f"ckpt_cli.commands.{prefix}{cmd_name.replace('-', '_')}")
             command = typer.main.get_command(module.app)
             command.name = cmd_name
             return command
@@ -72,7 +73,7 @@ def new_app(**settings: Any) -> typer.Typer:
 def look(target: str | None, root: str | None, source: str | None, tag: str | None, step: str | None) -> Query:
     """TARGET and its options resolved, with everything worth saying about it said on stderr."""
     query = resolve(target, root, source, tag, step, settings=settings())
-    for message in query.found.warnings:
+    for message in (*query.settings.warnings, *query.found.warnings):
         out.warning(message)
     for message in query.notes:
         out.note(message)

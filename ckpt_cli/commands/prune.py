@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -10,17 +9,19 @@ from typing import Annotated, Any
 
 import typer
 
-from ckpt_cli import removal, settling
+from ckpt_cli import execution, settling
 from ckpt_cli.atomic import locked
 from ckpt_cli.checkpoint import Checkpoint
 from ckpt_cli.commands import options
 from ckpt_cli.errors import CkptError, NotFound, Refused
 from ckpt_cli.freshness import plan_removal, settled, unchanged
-from ckpt_cli.journal import Removal, new_id, operations
+from ckpt_cli.journal import Outcome, Removal, new_id, operations
 from ckpt_cli.layouts import layout_named, layouts
 from ckpt_cli.metrics import parse_metric
+from ckpt_cli.plans import Plan, Rules, RunPlan
 from ckpt_cli.query import Query
-from ckpt_cli.retain import Plan, Rules, RunPlan, settled_plan
+from ckpt_cli.reach import names_one_run, refuse_outside, runs_only
+from ckpt_cli.retain import settled_plan
 from ckpt_cli.ruleset import Ruleset, joined, named_policy, ruleset
 from ckpt_cli.settings import Settings
 from ckpt_cli.stripping import shorten_manifests
@@ -121,7 +122,7 @@ def prune(
                 raise CkptError("--undo and --purge contradict each other")
             if any_policy or dry_run or trash or optimizer_only:
                 raise CkptError("--undo and --purge take no policy, --dry-run or --trash")
-            return _settle(_runs_only(look()), id, purge, yes, chosen)
+            return _settle(runs_only(look()), id, purge, yes, chosen)
         if id:
             raise CkptError("--id names an operation to --undo or --purge")
         if not any_policy:
@@ -135,19 +136,20 @@ def prune(
         if allow_empty and optimizer_only:
             raise CkptError("--allow-empty removes a whole run: it does not go with --optimizer-only")
         listed = time.time_ns()
-        query = _runs_only(look())
+        query = runs_only(look())
         options.name_root(query)
         if not dry_run and (fresh := _recovered(query, look)) is not query:
             query, listed = fresh, time.time_ns()
         if not query.pool:
             raise NotFound(f"there are no checkpoints in {query.root.path}", "--root DIR looks elsewhere")
-        if allow_empty and (keep != 0 or not rules.empty or not _names_one_run(query)):
-            raise Refused("--allow-empty goes with --keep 0 alone and a selector that names one run")
+        if allow_empty and (keep != 0 or not rules.empty or not names_one_run(query)):
+            runs = " or ".join(sorted({checkpoint.run for checkpoint in query.pool})[:3])
+            raise Refused("--allow-empty goes with --keep 0 alone and a selector that names one run", f"name {runs}")
         grace = int(query.settings.grace * 1e9)
         pool = settled(query.pool, listed, grace)
         _name_missing(keep_step or (), pool)
         meant = {(c.run_dir, c.ref) for c in pool}
-        _refuse_outside(query)
+        refuse_outside(query)
         bounds = Rules(
             now=time.time_ns(),
             grace=grace,
@@ -189,42 +191,19 @@ def _name_missing(steps: Sequence[int], pool: Sequence[Checkpoint]) -> None:
             out.warning(f"no run has the step {step} that --keep-step names")
 
 
-def _names_one_run(query: Query) -> bool:
-    """A tag of one source, or a directory that is the run itself: one run that lies in the root is not enough."""
-    dirs = {c.run_dir for c in query.pool}
-    return len(dirs) == 1 and bool(query.tag or (query.root.origin == "TARGET" and dirs == {query.root.path}))
-
-
-def _refuse_outside(query: Query) -> None:
-    """Where the root is one step's folder, its run, what its steps share and the trash lie above."""
-    above = query.root.path.rstrip(os.sep) + os.sep
-    for checkpoint in query.pool:
-        if not f"{checkpoint.run_dir}{os.sep}".startswith(above):
-            where = os.path.realpath(checkpoint.run_dir)
-            raise Refused(f"the run of {checkpoint.ref} lies in {where}, outside the root", f"--root {where} prunes it")
-
-
-def _runs_only(query: Query) -> Query:
-    if query.step or query.file:
-        raise CkptError(
-            f"prune takes runs, not {query.file or 'a step'}",
-            "name a run, as in SOURCE/TAG, and keep a step by --keep-step",
-        )
-    return query
-
-
 def _decide(query: Query, plan: Plan, dry_run: bool, trash: bool, yes: bool, chosen: out.Format) -> int:
     """Asks, where there is anything to ask."""
     if dry_run or not plan.removed:
         if not plan.removed:
             inside = plan.optimizer_only and any(group.ignored for group in plan.groups)
             out.note(f"there is nothing to remove{': no file that falls out is an optimizer alone' if inside else ''}")
-        return _report(chosen, plan, dry_run, plan.freed)
+        drawing.report(chosen, plan, dry_run, plan.freed)
+        return 0
     if chosen in ("json", "name") and not yes:
         drawing.say(plan)
     if not out.confirm(drawing.question(plan, trash), yes):
         out.error(CkptError("declined: nothing was removed"))
-        _report(chosen, plan, False, 0)
+        drawing.report(chosen, plan, False, 0)
         return 1
     return _carry_out(query, plan, trash, yes, chosen)
 
@@ -248,7 +227,7 @@ def _carry_out(query: Query, plan: Plan, trash: bool, yes: bool, chosen: out.For
             for gone in (gone for group in groups for gone in group.remove):
                 if why := shorten_manifests(gone.checkpoint, gone.parts):
                     out.warning(f"the manifest of {gone.checkpoint.ref} will list files that are gone: {why}")
-        outcome = removal.remove(planned, id, trash, without_journal)
+        outcome = execution.remove(planned, id, trash, without_journal)
     for path, why in outcome.stayed:
         out.warning(f"{path} could not go: {why}")
     done = set(outcome.done)
@@ -261,7 +240,7 @@ def _carry_out(query: Query, plan: Plan, trash: bool, yes: bool, chosen: out.For
         if trash and went:
             undo, purge = (options.with_root(query, f"ckpt prune --{verb} --id {id}") for verb in ("undo", "purge"))
             out.say(f"hint: `{undo}` brings them back, `{purge}` deletes them")
-    _report(chosen, plan, False, outcome.freed, id if trash and went else None, outcome.stayed)
+    drawing.report(chosen, plan, False, outcome.freed, id if trash and went else None, outcome.stayed)
     return 3 if outcome.stayed else 0
 
 
@@ -297,45 +276,14 @@ def _settle(query: Query, id: str | None, purge: bool, yes: bool, chosen: out.Fo
     found = [operation for operation in found if operation.id == wanted]
     if not found:
         what = f"there is no operation {id} in the trash" if id else "there is nothing in the trash"
-        raise (CkptError if id else NotFound)(f"{what} of {query.root.path}", "`ckpt list --trash` shows what is there")
+        hint = f"`{options.with_root(query, 'ckpt list --trash')}` shows what is there"
+        raise (CkptError if id else NotFound)(f"{what} of {query.root.path}", hint)
     count = text.count(sum(len(operation.refs) for operation in found), "checkpoint")
     if purge and not out.confirm(f"delete {count} of {wanted} for good?", yes):
         raise NotFound("declined: nothing was deleted")
-    done: list[str] = []
-    stayed: list[tuple[str, str]] = []
-    freed = 0
+    total = Outcome()
     for operation in found:
         with locked(operation.run):
-            outcome = settling.purge(operation) if purge else settling.undo(operation)
-        done += outcome.done
-        stayed += outcome.stayed
-        freed += outcome.freed
-    for path, why in stayed:
-        out.warning(f"{path} stayed: {why}")
-    if chosen == "json":
-        body: dict[str, Any] = {
-            "dry_run": False,
-            "policies": [],
-            "groups": [],
-            "freed_bytes": freed,
-            "trash_id": wanted,
-        }
-        out.emit_json("prune", {**body, "purged" if purge else "restored": done, "problems": drawing.problems(stayed)})
-    elif chosen == "name":
-        out.emit_lines(done)
-    else:
-        out.say(f"{'deleted' if purge else 'put back'}: {text.count(len(done), 'checkpoint')}")
-    return 3 if stayed else 0
-
-
-def _report(
-    chosen: out.Format,
-    plan: Plan,
-    dry_run: bool,
-    freed: int,
-    id: str | None = None,
-    stayed: Sequence[tuple[str, str]] = (),
-) -> int:
-    if chosen == "json":
-        out.emit_json("prune", drawing.record(plan, dry_run, freed, id, stayed))
-    return 0
+            total.add(settling.purge(operation) if purge else settling.undo(operation))
+    drawing.report_settled(chosen, wanted, total.done, total.stayed, total.freed, purge)
+    return 3 if total.stayed else 0

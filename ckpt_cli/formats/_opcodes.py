@@ -17,19 +17,29 @@ if TYPE_CHECKING:
 
 # 2467 digits: Python itself refuses to write out numbers of more than 4300.
 _MAX_LONG_BYTES = 1024
-# An empty set takes four times as much as an empty list, and no checkpoint has many.
-_SET_WEIGHT = 20
+# What things take in memory in bytes, in Python 3.11 for machines of 64 bits: an empty list, dict or set, a tuple, a
+# text, a number, and a place on the stack, which no opcode is counted as less than, so that this bounds the time too.
+_LIST, _DICT, _SET, _TUPLE, _TEXT, _NUMBER, _PLACE = 56, 64, 216, 56, 88, 32, 8
+# What a mark takes until it is met.
+MARK = _LIST + _PLACE
+# An entry of a dict or set, and the room for its first ones; a call's result; a name; a slot far from all others.
+_ENTRY, _FIRST_ENTRIES = 60, 160
+CALLED, PLACED, NEW_NAME, FAR_SLOT = 192, 112, 400, 120
 
 
 def _set_items(machine: Machine, target: Any, items: list[Any]) -> None:
     store = target.items if isinstance(target, Opaque) else target
-    if type(store) is not dict:
+    if not isinstance(store, dict):
         raise Malformed(f"its pickle sets an item of a {type(target).__name__} at byte {machine.at}")
     if len(items) % 2:
         raise Malformed(f"its pickle sets a key without a value at byte {machine.at}")
+    machine.room -= len(items) // 2 * _ENTRY + (0 if store else _FIRST_ENTRIES)
     for index in range(0, len(items), 2):
         key = items[index]
-        store[key if type(key) is str else checked_key(key)] = items[index + 1]
+        if type(key) is not str:
+            key = checked_key(key)
+            machine.room -= _TUPLE
+        store[key] = items[index + 1]
 
 
 def _append(machine: Machine, items: list[Any]) -> None:
@@ -92,7 +102,6 @@ def _pop_mark(machine: Machine) -> None:
 
 
 def _mark(machine: Machine) -> None:
-    machine.spend(1)
     machine.marks.append(machine.stack)
     machine.stack = []
 
@@ -102,7 +111,6 @@ def _tuple_of(count: int) -> Callable[[Machine], None]:
         stack = machine.stack
         if len(stack) < count:
             raise IndexError
-        machine.spend(1)
         stack[-count:] = (tuple(stack[-count:]),)
 
     return handler
@@ -117,30 +125,20 @@ def _pushing(make: Callable[[Machine], Any]) -> Callable[[Machine], None]:
     return handler
 
 
-def _making(make: Callable[[], Any], weight: int = 1) -> Callable[[Machine], None]:
-    def handler(machine: Machine) -> None:
-        machine.spend(weight)
-        machine.stack.append(make())
-
-    return handler
-
-
 def _put(machine: Machine) -> None:
-    machine.spend(1)
-    machine.memo[machine.byte()] = machine.stack[-1]
+    machine.put(machine.byte())
 
 
 def _put_long(machine: Machine) -> None:
-    machine.spend(1)
-    machine.memo[int.from_bytes(machine.take(4), "little")] = machine.stack[-1]
+    machine.put(int.from_bytes(machine.take(4), "little"))
 
 
 def _get(machine: Machine) -> None:
-    machine.stack.append(machine.memo[machine.byte()])
+    machine.stack.append(machine.get(machine.byte()))
 
 
 def _get_long(machine: Machine) -> None:
-    machine.stack.append(machine.memo[int.from_bytes(machine.take(4), "little")])
+    machine.stack.append(machine.get(int.from_bytes(machine.take(4), "little")))
 
 
 def _small_int(machine: Machine) -> None:
@@ -157,8 +155,7 @@ def _empty_tuple(machine: Machine) -> None:
 
 
 def _tuple(machine: Machine) -> None:
-    items = tuple(machine.stack)
-    machine.stack = machine.marks.pop()
+    items = tuple(machine.pop_mark())
     machine.stack.append(items)
 
 
@@ -170,13 +167,11 @@ def _put_text(machine: Machine) -> None:
     slot = _integer(machine.line())
     if not 0 <= slot < 2**32:  # longer ones, of which many have the same hash, nobody writes
         raise Malformed(f"its pickle has an odd memo slot at byte {machine.at}")
-    machine.spend(1)
-    machine.memo[slot] = machine.stack[-1]
+    machine.put(slot)
 
 
 def _memoize(machine: Machine) -> None:
-    machine.spend(1)
-    machine.memo[len(machine.memo)] = machine.stack[-1]
+    machine.put(len(machine.memo) + len(machine.far) - machine.unset)
 
 
 def _integer(text: bytes) -> int:
@@ -223,6 +218,7 @@ def _add_many(machine: Machine) -> None:
     if isinstance(target, Opaque):
         target.elements.extend(items)
     elif isinstance(target, set):
+        machine.room -= len(items) * PLACED
         target.update(checked_key(item) for item in items)
     else:
         raise Malformed(f"its pickle adds to a {type(target).__name__} at byte {machine.at}")
@@ -232,6 +228,12 @@ def _dictionary(machine: Machine) -> dict[Any, Any]:
     made: dict[Any, Any] = {}
     _set_items(machine, made, machine.pop_mark())
     return made
+
+
+def _frozen(machine: Machine) -> frozenset[Any]:
+    items = machine.pop_mark()
+    machine.room -= len(items) * PLACED
+    return frozenset(checked_key(item) for item in items)
 
 
 def _text(data: bytes) -> str:
@@ -274,19 +276,19 @@ _HANDLERS: dict[int, Callable[[Machine], None]] = {
     0x85: _tuple_of(1),
     0x86: _tuple_of(2),
     0x87: _tuple_of(3),
-    0x5D: _making(list),  # EMPTY_LIST
+    0x5D: _pushing(lambda m: []),  # EMPTY_LIST
     0x6C: _pushing(lambda m: m.pop_mark()),  # LIST
     0x61: lambda m: _append(m, [m.stack.pop()]),
     0x65: lambda m: _append(m, m.pop_mark()),
-    0x7D: _making(dict),  # EMPTY_DICT
+    0x7D: _pushing(lambda m: {}),  # EMPTY_DICT
     0x64: _pushing(_dictionary),  # DICT
     0x73: _set_one,
     0x75: _set_many,
-    0x8F: _making(set, _SET_WEIGHT),  # EMPTY_SET
+    0x8F: _pushing(lambda m: set()),  # EMPTY_SET
     0x90: _add_many,
-    0x91: _pushing(lambda m: frozenset(checked_key(item) for item in m.pop_mark())),  # FROZENSET
+    0x91: _pushing(_frozen),  # FROZENSET
     # memo
-    0x67: _pushing(lambda m: m.memo[_integer(m.line())]),  # GET
+    0x67: _pushing(lambda m: m.get(_integer(m.line()))),  # GET
     0x68: _get,
     0x6A: _get_long,
     0x70: _put_text,
@@ -303,3 +305,16 @@ _HANDLERS: dict[int, Callable[[Machine], None]] = {
     0x51: _persistent_id,
 }
 TABLE: list[Callable[[Machine], None] | None] = [_HANDLERS.get(code) for code in range(256)]
+
+_COSTS: dict[int, int] = {
+    0x28: MARK,
+    0x5D: _LIST,
+    0x6C: _LIST + 4 * _PLACE,  # which is a mark's own, and not of its exact size
+    **dict.fromkeys(b"\x7d\x64", _DICT),
+    **dict.fromkeys(b"\x8f\x91", _SET),
+    **dict.fromkeys(b"\x74\x85\x86\x87", _TUPLE),
+    **dict.fromkeys(b"STUVXBC\x8c\x8d\x8e\x96", _TEXT),
+    **dict.fromkeys(b"FGILJM\x8a\x8b", _NUMBER),
+    0x51: CALLED,
+}
+COSTS: list[int] = [_PLACE + _COSTS.get(code, 0) for code in range(256)]

@@ -13,10 +13,8 @@ from ckpt_cli.checkpoint import Storage
 from ckpt_cli.errors import Damaged
 from ckpt_cli.formats import ByteSource
 from ckpt_cli.formats._inert import shown
-from ckpt_cli.formats._zip import LOCAL, STORED, Archive, Record, wide_sizes
+from ckpt_cli.formats._zip import FULL, STORED, Archive, Record, local_header
 
-_DESCRIBED = 0x0008
-_FULL = 0xFFFFFFFF
 # With and without its signature, with sizes of 32 and of 64 bits: the format leaves open which.
 _DESCRIPTORS = tuple(struct.Struct(fields) for fields in ("<4sLQQ", "<4sLLL", "<LQQ", "<LLL"))
 _MOST_ROOM = 1 << 16
@@ -56,36 +54,18 @@ def every(source: ByteSource, archive: Archive) -> Iterator[Storage]:
 
 def _place(source: ByteSource, archive: Archive, record: Record) -> tuple[int, int]:
     """Where the record's bytes begin, and where all that belongs to it ends."""
-    raw = record.name.encode()
-    head = source.read_at(record.header, LOCAL.size + len(raw))
-    signature, _, flags, method, _, _, crc, packed, size, name_size, extra_size = LOCAL.unpack_from(head)
-    start: int = record.header + LOCAL.size + name_size + extra_size
-    if signature != b"PK\3\4" or name_size != len(raw) or head[LOCAL.size :] != raw:
-        raise Damaged(
-            f"{source.path}: the header of record {shown(record.name)} is damaged",
-            kind="bad-header",
-            record=record.name,
-        )
-    if start + record.packed > archive.end:
-        raise Damaged(
-            f"{source.path}: record {shown(record.name)} reaches beyond the archive",
-            kind="bad-header",
-            record=record.name,
-        )
-    if _FULL in (size, packed):
-        extra = source.read_at(start - extra_size, extra_size)
-        size, packed, _ = wide_sizes(extra, size, packed, 0)
-    told, wanted = (crc, packed, size), (record.crc32, record.packed, record.bytes)
+    local = local_header(source, archive, record)
+    told, wanted = (local.crc32, local.packed, local.bytes), (record.crc32, record.packed, record.bytes)
     # Who writes a stream knows these only behind the bytes, and leaves zero or nothing known in the header.
-    unknown = (0, _FULL) if flags & _DESCRIBED else ()
-    if method != record.method or any(a != b and a not in unknown for a, b in zip(told, wanted)):
+    unknown = (0, FULL) if local.described else ()
+    if local.method != record.method or any(a != b and a not in unknown for a, b in zip(told, wanted)):
         raise Damaged(
             f"{source.path}: the header of record {shown(record.name)} is damaged: it contradicts the directory",
             kind="bad-header",
             record=record.name,
         )
-    end = start + record.packed
-    return start, end + _descriptor(source, record, end, archive.end) if flags & _DESCRIBED else end
+    end = local.start + record.packed
+    return local.start, end + _descriptor(source, record, end, archive.end) if local.described else end
 
 
 def _descriptor(source: ByteSource, record: Record, at: int, limit: int) -> int:

@@ -6,7 +6,7 @@ After torch/_utils.py, torch/_tensor.py and torch/nested/_internal/nested_tensor
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from itertools import islice
 from typing import Any
 
@@ -24,6 +24,8 @@ _MEMBERS = {
     **dict.fromkeys(("sparse_csc", "sparse_bsc"), ("ccol_indices", "row_indices", "values")),
 }
 _MAX_MEMBERS = 256
+# Tensors that one is made of, and those that they are made of: each may stand in another several times over.
+_MAX_PIECES = 1024
 
 
 def bare(value: Any) -> TensorInfo:
@@ -71,7 +73,18 @@ def members(state: Any) -> tuple[tuple[str, TensorInfo], ...]:
             inner = [(str(index), item) for index, item in enumerate(value[:_MAX_MEMBERS])]
         joined = [(f"{name}.{key}" if name and key else name or key, item) for key, item in inner]
         pending.extend(reversed([(key[:1000], item) for key, item in joined]))
+    _check_pieces(found)
     return tuple(found)
+
+
+def _check_pieces(pieces: Iterable[tuple[Any, TensorInfo]]) -> None:
+    """Raises Malformed where they are more than _MAX_PIECES with all that they are made of."""
+    pending, seen = [piece for _, piece in pieces], 0
+    while pending:
+        seen += 1
+        if seen > _MAX_PIECES:
+            raise Malformed(f"it has a tensor that is made of more than {_MAX_PIECES} others")
+        pending.extend(piece for _, piece in pending.pop().pieces)
 
 
 def quantizer(params: Any) -> dict[str, Any]:
@@ -103,6 +116,7 @@ def _sparse(layout: Any, data: Any, *more: Any) -> TensorInfo:
     if not are_sizes(shape) or math.prod(shape) > MAX_BYTES:
         raise Malformed("it has a sparse tensor without a size, or of an odd one")
     pieces = tuple((name, bare(part)._replace(name=name)) for name, part in zip(names, data))
+    _check_pieces(pieces)
     values = pieces[-1][1]
     stride = (0,) * len(shape)
     return TensorInfo("", values.dtype, tuple(shape), stride, 0, values.itemsize, None, str(kind), pieces=pieces)
@@ -110,6 +124,7 @@ def _sparse(layout: Any, data: Any, *more: Any) -> TensorInfo:
 
 def _made_of(form: str, pieces: tuple[tuple[str, TensorInfo], ...]) -> TensorInfo:
     """The first piece holds the values; the shape of the whole, which is ragged, is told as theirs."""
+    _check_pieces(pieces)
     pieces = tuple((name, piece._replace(name=name)) for name, piece in pieces)
     values = pieces[0][1]
     stride = (0,) * len(values.shape)

@@ -31,11 +31,12 @@ class StorageId(NamedTuple):
 
 
 class Interpreted(NamedTuple):
-    """One pickle's value, the names that torch's weights-only loader would refuse, and where it ended."""
+    """One pickle's value, the names that torch's weights-only loader would refuse, where it ended, the room left."""
 
     value: Any
     foreign_globals: tuple[ForeignGlobal, ...]
     end: int
+    room: int
 
 
 class Unpickled(NamedTuple):
@@ -49,9 +50,16 @@ class Unpickled(NamedTuple):
 
 
 def interpret(
-    path: str, data: bytes, find: Callable[[StorageId], Storage], swapped: bool, start: int = 0, script: bool = False
+    path: str,
+    data: bytes,
+    find: Callable[[StorageId], Storage],
+    swapped: bool,
+    size: int,
+    start: int = 0,
+    script: bool = False,
 ) -> Interpreted:
-    """Interprets the pickle of a torch file; `find` gives the storage that an id means, as often as it is met.
+    """Interprets the pickle of a torch file of `size` bytes; `find` gives the storage that an id means, as often as it
+    is met.
 
     `script` says that TorchScript wrote it. Raises CkptError, with the path, for a pickle that is refused, and
     what `find` raises.
@@ -70,7 +78,7 @@ def interpret(
 
     functions = {**_COMMON, **_tensor_functions(swapped), **(_SCRIPT if script else {})}
     with refusing(path):
-        loaded = _pickle.load(data, _CONSTANTS, functions, persistent, start)
+        loaded = _pickle.load(data, _CONSTANTS, functions, persistent, start, size)
     names = dict.fromkeys(python3_name(name) for name in loaded.globals)
     ours = {*_SCRIPT, *_CONSTANTS} if script else ()
     foreign = tuple(
@@ -78,14 +86,16 @@ def interpret(
         for name in names
         if name not in ALLOWED and name not in ours and not (script and name.startswith("__torch__."))
     )
-    return Interpreted(loaded.value, foreign, loaded.end)
+    return Interpreted(loaded.value, foreign, loaded.end, loaded.room)
 
 
-def unpickle(path: str, data: bytes, find: Callable[[StorageId], Storage], swapped: bool, start: int = 0) -> Unpickled:
+def unpickle(
+    path: str, data: bytes, find: Callable[[StorageId], Storage], swapped: bool, size: int, start: int = 0
+) -> Unpickled:
     """The same, and what it holds by name."""
-    value, foreign, end = interpret(path, data, find, swapped, start)
+    value, foreign, end, room = interpret(path, data, find, swapped, size, start)
     with refusing(path):
-        flat = _tree.flatten(value, end - start)
+        flat = _tree.flatten(value, end - start, room)
     return Unpickled(flat.tensors, flat.values, foreign, end, flat.kinds)
 
 
@@ -218,10 +228,7 @@ def _wrapper(_kind: Any, dtype: Any, shape: Any, stride: Any, offset: Any, *_: A
 
 
 def _ordered_dict(items: Any = ()) -> dict[Any, Any]:
-    made: dict[Any, Any] = {}
-    for key, value in items:
-        made[_inert.checked_key(key)] = value
-    return made
+    return _inert.Ordered(_counter(items))
 
 
 def _encode(text: Any, encoding: Any = "latin-1") -> bytes:
@@ -235,7 +242,10 @@ def _bytes(data: Any = b"", encoding: Any = "latin-1") -> bytes:
 
 
 def _counter(items: Any = ()) -> dict[Any, Any]:
-    return _ordered_dict(items.items() if isinstance(items, dict) else items)
+    made: dict[Any, Any] = {}
+    for key, value in items.items() if isinstance(items, dict) else items:
+        made[_inert.checked_key(key)] = value
+    return made
 
 
 def _named(name: Any, index: Any = None) -> str:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from bisect import bisect_left
+from collections.abc import Iterable, Iterator
+from itertools import chain
 from typing import Any, NamedTuple
 
 from ckpt_cli.checkpoint import TensorInfo
 from ckpt_cli.errors import CkptError
-from ckpt_cli.formats._inert import Attributed, Global, Held, Opaque
+from ckpt_cli.formats._inert import Attributed, Global, Held, Opaque, Ordered, room_of
 from ckpt_cli.formats._known import known
 
 # Python's pickler stops at its own limit of calls, 1000 by default. Names grow with the depth.
@@ -17,13 +19,26 @@ MAX_DEPTH = 2000
 # honest name takes some for each byte. Both begin high enough for a small file that shares much.
 _NAMES, _NAMES_PER_BYTE, MAX_NAMES = 50_000, 1, 2_000_000
 _TEXT, _TEXT_PER_BYTE, MAX_TEXT = 1 << 23, 16, 1 << 26
+# Bytes of memory, besides its name's characters: a value under its name; a container; a tensor, with its line of the
+# list; a leaf that is written anew, and what it takes to know it when it is met again; a container looked into for
+# tensors.
+_VALUE, _CONTAINER, _TENSOR, _LEAF, _KEPT, _LOOKED_INTO = 104, 200, 1000, 72, 200, 160
+# More of a value that says what it is the same as; more of a key that is neither text nor number.
+_REFERENCE, _WORDED = 144, 96
+# The same of each dimension of a tensor, as the list shows it.
+_SHOWN = 20
+# Characters of a leaf that is sooner written again.
+_SHORT = 16
+_WRITTEN_ANEW = (tuple, set, frozenset, bytes, Global, Opaque)
 _MAX_BYTES_SHOWN = 64
 # Of an object that is a key: it may be written out for each of the many places where its dictionary stands.
 _MAX_ARGUMENTS = 8
 # The key of a member that stands under the name of what it is a member of.
 _ITSELF = object()
 # Leaves that JSON holds as they are; a container is a leaf when it is empty.
-_FAITHFUL = frozenset({str, int, float, bool, type(None), dict, list})
+_FAITHFUL = frozenset({str, int, float, bool, type(None), dict, Ordered, list})
+# By type: a TensorInfo is a tuple.
+_CONTAINERS = frozenset({dict, Ordered, list, tuple, Opaque, Attributed})
 
 
 class Flat(NamedTuple):
@@ -34,21 +49,23 @@ class Flat(NamedTuple):
     kinds: dict[str, str]
 
 
-def flatten(root: Any, size: int | None = None) -> Flat:
-    """What a pickle of `size` bytes held, by name.
+def flatten(root: Any, size: int | None = None, room: int | None = None) -> Flat:
+    """What a pickle of `size` bytes held, by name, where there is `room` for it (see `room_of`).
 
     A container without tensors is told once: where it is met again, the value says which name it is the same
     as. So a few kilobytes that unfold to 2**60 leaves cost what they weigh. Raises CkptError for what is nested
     deeper than MAX_DEPTH, and for what unfolds to more names or characters than its size allows.
     """
-    walk = _Walk(root, MAX_NAMES if size is None else size)
+    size = MAX_NAMES if size is None else size
+    walk = _Walk(root, size, room_of(size) if room is None else room)
     walk.run()
     return Flat(tuple(walk.tensors), walk.values, walk.kinds)
 
 
 class _Walk:
-    def __init__(self, root: Any, size: int) -> None:
+    def __init__(self, root: Any, size: int, room: int) -> None:
         self.root = root
+        self.room = room
         self.most_names = min(MAX_NAMES, _NAMES + _NAMES_PER_BYTE * size)
         self.most_text = min(MAX_TEXT, _TEXT + _TEXT_PER_BYTE * size)
         self.tensors: list[TensorInfo] = []
@@ -62,6 +79,7 @@ class _Walk:
         self.twins: dict[str, dict[int, int]] = {}
         self.bearing: set[int] | None = None
         self.names = 0
+        self.longest = 0
         self.text = 0
 
     def run(self) -> None:
@@ -84,13 +102,15 @@ class _Walk:
     def enter(self, name: str, value: Any) -> bool:
         """Takes up a tensor or value; True for a container, whose members are next."""
         if type(value) is TensorInfo:
-            self.count(name, 1)
+            # One that is tied to another is listed with the name of that.
+            self.longest = max(self.longest, len(name))
+            self.count(name, 1, _TENSOR + self.longest + _SHOWN * (len(value.shape) + 4 * len(value.pieces)))
             self.tensors.append(value._replace(name=name or "<root>"))
             return False
         seen = self.first.get(id(value))
         # Before its members are looked at: they may be many, and this the millionth time.
         if seen is not None and (id(value) in self.path or not self.bears_tensors(value)):
-            self.count(name, 1 + len(seen))
+            self.count(name, 1 + len(seen), _VALUE + _REFERENCE + len(seen))
             self.values[name or "<root>"] = f"<same as {seen or '<root>'}>"
             self.kinds[name] = "same"
             return False
@@ -98,17 +118,24 @@ class _Walk:
         children = None if leaf else _children(value)
         if not children:
             leaf = leaf or (_weight(value), _plain(value) if children is None else _empty(value))
-            if isinstance(value, (tuple, set, frozenset, Opaque)):
-                self.leaves[id(value)] = leaf
-            self.count(name, 1 + leaf[0])
+            cost = _VALUE
+            if id(value) not in self.leaves and isinstance(value, _WRITTEN_ANEW):
+                cost += _LEAF + 8 * leaf[0]
+                if leaf[0] > _SHORT or (leaf[0] and isinstance(value, (set, frozenset))):
+                    cost += _KEPT
+                    self.leaves[id(value)] = leaf
+            self.count(name, 1 + leaf[0], cost)
+            again = (name or "<root>") in self.values
             self.values[name or "<root>"] = leaf[1]
-            if type(value) not in _FAITHFUL:
+            if again:
+                self.kinds[name] = "twice"
+            elif type(value) not in _FAITHFUL:
                 self.kinds[name] = "tuple" if type(value) is tuple else "text"
             return False
         if len(self.around) > MAX_DEPTH:
             raise CkptError(f"its contents are nested deeper than {MAX_DEPTH} levels")
-        self.count(name, 0)
-        self.kinds[name] = _kind(value)
+        self.count(name, 0, _CONTAINER)
+        self.kinds[name] = "mixed" if name in self.kinds else _kind(value)
         self.first.setdefault(id(value), name)
         self.path.add(id(value))
         self.around.append((name, value, iter(children)))
@@ -117,6 +144,7 @@ class _Walk:
     def word(self, key: Any) -> str:
         """The key in a name. Objects are told apart by a number where their text is the same."""
         text = _key_text(key)
+        self.room -= _WORDED
         alike = isinstance(key, Attributed) or (isinstance(key, Opaque) and known(key) is None)
         if not alike:
             return text
@@ -124,25 +152,31 @@ class _Walk:
         number = twins.setdefault(id(key.tensor if isinstance(key, Attributed) else key), len(twins) + 1)
         return text if number == 1 else f"{text[:-1]} #{number}>"
 
-    def count(self, name: str, weight: int) -> None:
+    def count(self, name: str, weight: int, cost: int) -> None:
+        """Of a name, and of `weight` characters of what stands there; `cost` is what both take in memory."""
         self.names += 1
         self.text += len(name) + weight
+        self.room -= cost + (len(name) if name.isascii() else 4 * len(name))
         if self.names > self.most_names:
             raise CkptError(f"its contents unfold to more than {self.most_names} names")
         if self.text > self.most_text:
             raise CkptError(f"its names and texts unfold to more than {self.most_text} characters")
+        if self.room < 0:
+            raise CkptError("its contents unfold to more than its size allows")
 
     def bears_tensors(self, value: Any) -> bool:
         """Whether a tensor lies anywhere below a container; all of them are looked into once, when one is met again."""
         if self.bearing is None:
-            self.bearing = _bearing(self.root)
+            self.bearing = _bearing(self.root, self.room // _LOOKED_INTO)
         return id(value) in self.bearing
 
 
 def _kind(value: Any) -> str:
-    if type(value) is dict:
+    if isinstance(value, dict):
         types = set(map(type, value))
-        return "dict" if types == {str} else "ints" if types == {int} else "object"
+        if types == {str}:
+            return "mixed" if _is_mixed(value) else "ordered" if type(value) is Ordered else "dict"
+        return "ints" if types == {int} else "object"
     if isinstance(value, Opaque) and isinstance(value.state, dict) and _module(value.state) is not None:
         return "module"
     if type(value) is list:
@@ -150,27 +184,54 @@ def _kind(value: Any) -> str:
     return "tuple" if type(value) is tuple else "object"
 
 
-def _bearing(root: Any) -> set[int]:
-    """The containers with a tensor somewhere below, by identity: upward from those that hold one."""
-    holders: dict[int, list[int]] = {}
-    pending, seen, reached = [root], {id(root)}, []
+def _is_mixed(value: dict[str, Any]) -> bool:
+    """Whether what lies in one of its containers may be called as another of its members is."""
+    containers = [key for key, child in value.items() if type(child) in _CONTAINERS and child]
+    ordered = sorted(value) if containers else []
+    for key in containers:
+        at = bisect_left(ordered, f"{key}.")
+        if not key or (at < len(ordered) and ordered[at].startswith(f"{key}.")):
+            return True
+    return False
+
+
+def _bearing(root: Any, most: int) -> set[int]:
+    """The containers with a tensor somewhere below, by identity: upward from those that hold one.
+
+    Raises CkptError where there are more than `most` of them, or of places where they stand.
+    """
+    numbers, pending = {id(root): 0}, [root]
+    reached: list[int] = []
+    # The holders of a container are a chain: its latest place, and for each place the holder and the place before it.
+    latest = [-1]
+    holders: list[int] = []
+    before: list[int] = []
     while pending:
         item = pending.pop()
+        holder = numbers[id(item)]
         for _, child in _children(item) or ():
             if type(child) is TensorInfo:
-                reached.append(id(item))
+                reached.append(holder)
             elif isinstance(child, (dict, list, tuple, Opaque, Attributed)):
-                holders.setdefault(id(child), []).append(id(item))
-                if id(child) not in seen:
-                    seen.add(id(child))
+                number = numbers.setdefault(id(child), len(latest))
+                if number == len(latest):
+                    latest.append(-1)
                     pending.append(child)
-    bearing: set[int] = set()
+                holders.append(holder)
+                before.append(latest[number])
+                latest[number] = len(before) - 1
+                if len(latest) + len(before) // 3 > most:
+                    raise CkptError("its contents unfold to more than its size allows")
+    found = bytearray(len(latest))
     while reached:
-        found = reached.pop()
-        if found not in bearing:
-            bearing.add(found)
-            reached.extend(holders.get(found, ()))
-    return bearing
+        number = reached.pop()
+        if not found[number]:
+            found[number] = 1
+            place = latest[number]
+            while place >= 0:
+                reached.append(holders[place])
+                place = before[place]
+    return {key for key, number in numbers.items() if found[number]}
 
 
 def _weight(value: Any) -> int:
@@ -187,32 +248,32 @@ def _weight(value: Any) -> int:
     return value.bit_length() // 3 if isinstance(value, int) else 1
 
 
-def _children(value: Any) -> list[tuple[Any, Any]] | None:
-    """A container's members by key or index, None for what is no container.
+def _children(value: Any) -> Iterable[tuple[Any, Any]] | None:
+    """A container's members by key or index, None for what is no container; () where it is empty.
 
     Not by name: the text of a key can be long, and the members many.
     """
     if isinstance(value, dict):
-        return list(value.items())
+        return value.items() if value else ()
     if isinstance(value, (list, tuple)):
         if isinstance(value, tuple) and _scalars(value):
             return None
-        return list(enumerate(value))
+        return enumerate(value) if value else ()
     if isinstance(value, Attributed):
         return [(_ITSELF, value.tensor), *value.more.items()]
     if isinstance(value, Opaque):
         if known(value) is not None:
             return None
-        members = [*(_children(value.items) or ()), *(_children(value.elements) or ())]
+        members: list[Iterable[tuple[Any, Any]]] = [value.items.items(), enumerate(value.elements)]
         if _with_slots(value.state):
-            members += [pair for part in value.state if part for pair in part.items()]
+            members += [part.items() for part in value.state if part]
         elif isinstance(value.state, dict):
-            members += _module(value.state) or _children(value.state) or ()
+            members.append(_module(value.state) or value.state.items())
         elif value.state is not None:
-            members.append(("<state>", value.state))
+            members.append([("<state>", value.state)])
         if value.args:
-            members.append(("<args>", value.args))
-        return [("<class>", value.name), *members]
+            members.append([("<args>", value.args)])
+        return chain([("<class>", value.name)], *members)
     return None
 
 
@@ -251,7 +312,7 @@ def _key_text(key: Any) -> str:
 
 
 def _empty(value: Any) -> Any:
-    return {} if isinstance(value, dict) else []
+    return value if type(value) in (dict, list) else {} if isinstance(value, dict) else []
 
 
 def _plain(value: Any) -> Any:

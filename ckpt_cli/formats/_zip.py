@@ -25,12 +25,15 @@ _MAX_COMMENT = 65535
 _FULL = (0xFFFF, 0xFFFFFFFF, 0xFFFFFFFF)
 # 10 million records would be 100,000 times what a large model has.
 _MAX_DIRECTORY = 1 << 30
-# Pickles of state dicts pack fivefold. Small ones may be anything: there is little to lose.
-_MAX_RATIO, _SMALL = 50, 1 << 20
-_MAX_UNPACKED = 64 << 20
+# Pickles of state dicts pack fivefold, and are never much larger than the file with all its records. Small ones may be
+# anything: there is little to lose.
+_MAX_RATIO, _MAX_SHARE, _SMALL = 50, 16, 1 << 20
 # 258 bytes by two bits is the most that DEFLATE (RFC 1951) can express.
 _MAX_DEFLATE = 1032
 STORED, DEFLATED = 0, 8
+FULL = 0xFFFFFFFF
+# A flag: sizes and CRC32 stand behind the bytes too.
+_DESCRIBED = 0x0008
 
 
 class Record(NamedTuple):
@@ -158,28 +161,36 @@ def wide_sizes(extra: bytes, size: int, packed: int, header: int) -> tuple[int, 
     return size, packed, header
 
 
-def data_offset(source: ByteSource, archive: Archive, record: Record) -> int:
-    """Where the record's bytes begin: behind its local header, whose padding the directory does not tell.
+class Local(NamedTuple):
+    """What the local header of a record says, and where the bytes behind it begin."""
 
-    Raises Damaged when the local header is not there or names another entry.
+    start: int
+    described: bool
+    method: int
+    crc32: int
+    packed: int
+    bytes: int
+
+
+def local_header(source: ByteSource, archive: Archive, record: Record) -> Local:
+    """The record's local header, whose padding the directory does not tell.
+
+    Raises Damaged when it is not there or names another entry.
     """
     raw = record.name.encode()
-    local = source.read_at(record.header, LOCAL.size + len(raw))
-    fields = LOCAL.unpack_from(local)
-    start: int = record.header + LOCAL.size + fields[9] + fields[10]
-    if fields[0] != b"PK\3\4" or local[LOCAL.size :] != raw or fields[9] != len(raw):
-        raise Damaged(
-            f"{source.path}: the header of record {shown(record.name)} is damaged",
-            kind="bad-header",
-            record=record.name,
-        )
-    if start + record.packed > archive.end:
-        raise Damaged(
-            f"{source.path}: record {shown(record.name)} reaches beyond the archive",
-            kind="bad-header",
-            record=record.name,
-        )
-    return start
+    head = source.read_at(record.header, LOCAL.size + len(raw))
+    signature, _, flags, method, _, _, crc, packed, size, name_size, extra_size = LOCAL.unpack_from(head)
+    start: int = record.header + LOCAL.size + name_size + extra_size
+    problem = None
+    if signature != b"PK\3\4" or name_size != len(raw) or head[LOCAL.size :] != raw:
+        problem = f"the header of record {shown(record.name)} is damaged"
+    elif start + record.packed > archive.end:
+        problem = f"record {shown(record.name)} reaches beyond the archive"
+    if problem:
+        raise Damaged(f"{source.path}: {problem}", kind="bad-header", record=record.name)
+    if FULL in (size, packed):
+        size, packed, _ = wide_sizes(source.read_at(start - extra_size, extra_size), size, packed, 0)
+    return Local(start, bool(flags & _DESCRIBED), method, crc, packed, size)
 
 
 def read_record(source: ByteSource, archive: Archive, record: Record, limit: int) -> bytes:
@@ -188,10 +199,10 @@ def read_record(source: ByteSource, archive: Archive, record: Record, limit: int
         raise CkptError(
             f"{source.path}: record {shown(record.name)} has {record.bytes} bytes, more than the limit of {limit}"
         )
-    data = source.read_at(data_offset(source, archive, record), record.packed)
+    data = source.read_at(local_header(source, archive, record).start, record.packed)
     if record.method == DEFLATED:
-        # What is interpreted takes a hundred times its bytes: a small file must not bring much of it.
-        if record.bytes > _MAX_UNPACKED or record.bytes > max(_SMALL, _MAX_RATIO * record.packed):
+        # What is interpreted takes many times its bytes: a small file must not bring much of it.
+        if record.bytes > max(_SMALL, min(_MAX_RATIO * record.packed, _MAX_SHARE * source.size)):
             raise CkptError(f"{source.path}: record {shown(record.name)} is packed beyond reason, as a bomb is")
         data = _inflate(source, record, data)
     if not archive.lacks_crc(record) and zlib.crc32(data) != record.crc32:

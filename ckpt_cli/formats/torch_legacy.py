@@ -7,14 +7,14 @@ no checksum of any kind. After torch/serialization.py, `_legacy_save` and `_lega
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple, TypeVar
 
-from ckpt_cli.checkpoint import Storage, TensorFile
+from ckpt_cli.checkpoint import Storage, TensorFile, TensorInfo
 from ckpt_cli.errors import CkptError, Damaged
-from ckpt_cli.formats import ByteSource, _pickle
+from ckpt_cli.formats import ByteSource, _pickle, _tree
 from ckpt_cli.formats._inert import Malformed, RunsCode, Truncated, quoted, shown
-from ckpt_cli.formats._torch import StorageId, unpickle
+from ckpt_cli.formats._torch import Interpreted, StorageId, interpret, refusing
 
 NAME = "torch-legacy"
 _MAGIC = 0x1950A86A20F9469CFC6C
@@ -23,6 +23,18 @@ _PROTOCOL = 1001
 _SPELLED = b"\x8a\x0a" + _MAGIC.to_bytes(10, "little") + b"."
 _FIRST_READ = 1 << 20
 _MAX_PICKLES = 256 << 20
+
+
+_Found = TypeVar("_Found")
+
+
+class _Head(NamedTuple):
+    """What lies before the bytes: the objects, the length of their pickle, the storages by key, where all that ends."""
+
+    objects: Interpreted
+    length: int
+    storages: dict[str, Storage]
+    end: int
 
 
 def matches(head: bytes, size: int) -> bool:
@@ -36,15 +48,20 @@ def check(source: ByteSource) -> None:
 
 def records(source: ByteSource) -> Iterable[Storage]:
     """The storages, without a CRC32: none is ever written."""
-    return sorted(read(source).storages, key=lambda storage: storage.offset)
+    return sorted(_described(source, _head).storages.values(), key=lambda storage: storage.offset)
 
 
 def read(source: ByteSource) -> TensorFile:
+    return _described(source, _read)
+
+
+def _described(source: ByteSource, read: Callable[[ByteSource, bytes], _Found]) -> _Found:
+    """What `read` finds in as many bytes of the file as its pickles take."""
     most = min(source.size, _MAX_PICKLES)
     length = min(most, _FIRST_READ)
     while True:
         try:
-            return _read(source, source.read_at(0, length))
+            return read(source, source.read_at(0, length))
         except Truncated as error:
             # How long the pickles are is written nowhere: what breaks off in a part of the file is read further.
             if length == most:
@@ -58,7 +75,8 @@ def read(source: ByteSource) -> TensorFile:
             raise
 
 
-def _read(source: ByteSource, data: bytes) -> TensorFile:
+def _head(source: ByteSource, data: bytes) -> _Head:
+    """The objects and the storages that they are views of; where those lie is known only behind the objects."""
     at = 0
     plain: list[Any] = []
     for _ in range(3):
@@ -77,17 +95,20 @@ def _read(source: ByteSource, data: bytes) -> TensorFile:
             raise CkptError(f"{source.path}: its pickle gives storage {quoted(storage.key)} two lengths")
         return Storage(storage.key, source.path, 0, storage.bytes)
 
-    objects = at
-    # Twice: where the storages lie is known only behind the objects that are views of them.
-    at = unpickle(source.path, data, note, False, objects).end
-    keys = _pickle.load(data, {}, {}, _nothing, at)
-    storages = _place(source, keys.value, keys.end, wanted)
-    read = unpickle(source.path, data, lambda storage: storages[storage.key], False, objects)
-    end = max((storage.offset + storage.bytes for storage in storages.values()), default=keys.end)
+    objects = interpret(source.path, data, note, False, source.size, at)
+    keys = _pickle.load(data, {}, {}, _nothing, objects.end)
+    return _Head(objects, objects.end - at, _place(source, keys.value, keys.end, wanted), keys.end)
+
+
+def _read(source: ByteSource, data: bytes) -> TensorFile:
+    objects, length, storages, end = _head(source, data)
+    with refusing(source.path):
+        flat = _tree.flatten(objects.value, length, objects.room)
+    tensors = tuple(_placed(tensor, storages) for tensor in flat.tensors)
+    end = max((storage.offset + storage.bytes for storage in storages.values()), default=end)
     notes = (f"{source.size - end} bytes follow the last storage",) if end < source.size else ()
-    return TensorFile(
-        source.path, NAME, read.tensors, read.values, read.foreign_globals, tuple(storages.values()), notes, read.kinds
-    )
+    foreign, found = objects.foreign_globals, tuple(storages.values())
+    return TensorFile(source.path, NAME, tensors, flat.values, foreign, found, notes, flat.kinds)
 
 
 def _place(source: ByteSource, keys: Any, at: int, wanted: dict[str, StorageId]) -> dict[str, Storage]:
@@ -116,6 +137,12 @@ def _place(source: ByteSource, keys: Any, at: int, wanted: dict[str, StorageId])
             f"{source.path}: the bytes of storage {shown(lost)} are missing", kind="missing-record", record=lost
         )
     return storages
+
+
+def _placed(tensor: TensorInfo, storages: dict[str, Storage]) -> TensorInfo:
+    """The tensor, and what it is made of, as views of the storages of the same names."""
+    pieces = tuple((key, _placed(piece, storages)) for key, piece in tensor.pieces)
+    return tensor._replace(storage=tensor.storage and storages[tensor.storage.name], pieces=pieces)
 
 
 def _nothing(pid: Any) -> Any:

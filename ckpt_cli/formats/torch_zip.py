@@ -19,6 +19,8 @@ from ckpt_cli.formats._torch import StorageId, Unpickled, interpret, refusing, u
 
 NAME = "torch-zip"
 _MAX_PICKLE = 256 << 20
+# Bytes of code when it is unpacked: of a large archive most are weights.
+_MUCH_CODE, _CODE_PER_BYTE = 4 << 20, 2
 _MAX_VERSION = 10
 
 
@@ -54,7 +56,7 @@ def read(source: ByteSource) -> TensorFile:
         container, read = "torchscript", _script(file, swapped)
     else:
         container, data = NAME, file.record("data.pkl", _MAX_PICKLE) or b""
-        read = unpickle(source.path, data, file.find("data"), swapped)
+        read = unpickle(source.path, data, file.find("data"), swapped, source.size)
         file.note_rest("the pickle", data, read.end)
     skipped = sum(archive.skipped(record) for record in archive.records.values())
     if skipped:
@@ -115,22 +117,24 @@ def _script(file: _File, swapped: bool) -> Unpickled:
     classes: dict[str, _torchscript.Names] = {}
     begin = f"{file.root}/code/"
     texts = [name for name in file.archive.records if name.startswith(begin) and name.endswith(".py")]
-    if sum(file.archive.records[name].bytes for name in texts) > _MAX_PICKLE:
-        raise CkptError(f"{path} holds more than {_MAX_PICKLE} bytes of code")
+    most = min(_MAX_PICKLE, max(_MUCH_CODE, _CODE_PER_BYTE * file.source.size))
+    if sum(file.archive.records[name].bytes for name in texts) > most:
+        raise CkptError(f"{path} holds more than {most} bytes of code")
     for name in texts:
         code = _zip.read_record(file.source, file.archive, file.archive.records[name], _MAX_PICKLE)
         prefix = name[len(begin) : -len(".py")].replace("/", ".")
         classes.update(_torchscript.declared(prefix, code.decode("utf-8", "replace")))
     data, constants = (file.record(f"{name}.pkl", _MAX_PICKLE) or b"" for name in ("data", "constants"))
-    module = interpret(path, data, file.find("data"), swapped, script=True)
-    others = interpret(path, constants, file.find("constants"), swapped, script=True)
+    size = file.source.size
+    module = interpret(path, data, file.find("data"), swapped, size, script=True)
+    others = interpret(path, constants, file.find("constants"), swapped, size, script=True)
     file.note_rest("the pickle", data, module.end)
     file.note_rest("the constants", constants, others.end)
     with refusing(path):
         _torchscript.arrange(module.value, classes, module.end)
-        tensors, values, _ = _tree.flatten(module.value, module.end)
+        tensors, values, _ = _tree.flatten(module.value, module.end, module.room)
         if others.value:
-            more = _tree.flatten({"<constants>": others.value}, others.end)
+            more = _tree.flatten({"<constants>": others.value}, others.end, others.room)
             tensors, values = tensors + more[0], values | more[1]
     foreign = dict.fromkeys(module.foreign_globals + others.foreign_globals)
     return Unpickled(tensors, values, tuple(foreign), module.end, {})

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cache
@@ -20,6 +21,11 @@ from ckpt_cli.errors import CkptError
 
 MAX_JSON_BYTES = 16 << 20
 MAX_JSON_DEPTH = 200
+# What folders and files are called until all is in them: so did transformers to early 2024; so do many others, by hand
+# or through a library that renames in the end; and a random name, so that of safetensors.
+_BEFORE = re.compile(r"tmp-(?=checkpoint-[0-9]+\Z)")
+_AFTER = (".tmp", ".temp", ".partial", ".part", ".incomplete")
+_RANDOM = re.compile(r"\.tmp[A-Za-z0-9]{6}")
 # Who is asked first: a trainer's own names; folders as models are published in, which trainers write too; what both may
 # hold as a part; anything else, only where nothing in or below the folder is claimed.
 TRAINER, PUBLISHED, CONTAINED, LAST_RESORT = range(4)
@@ -71,12 +77,23 @@ class Folder(NamedTuple):
 
     @property
     def name(self) -> str:
-        return os.path.basename(self.path)
+        """What it is called when all is in it."""
+        return finished_name(os.path.basename(self.path))
+
+    @property
+    def unfinished(self) -> bool:
+        """Whether its name is one that it has only until all is in it."""
+        return self.name != os.path.basename(self.path)
+
+    @property
+    def cut_off(self) -> list[str]:
+        """Files that a library was still writing under a random name."""
+        return [name for name in self.files if name[:4] == ".tmp" and _RANDOM.fullmatch(name)]
 
     def peek(self, name: str) -> Mapping[str, os.DirEntry[str]]:
-        """The files of one of its folders by name; nothing where that cannot be read, or is a link."""
+        """The files of a folder below it, by name; nothing where that cannot be read, or is a link."""
         path = os.path.join(self.path, name)
-        if name not in self.folders or os.path.islink(path):
+        if name.partition("/")[0] not in self.folders or os.path.islink(path):
             return {}
         try:
             with os.scandir(path) as entries:
@@ -107,8 +124,21 @@ class Folder(NamedTuple):
         """Complete without problems; with some, in progress if touched within the grace time (or in the future)."""
         if not problems:
             return "complete"
-        newest = max((part.modified for part in parts if part.role not in OURS), default=0)
+        touched = (part.modified for part in parts if part.role not in OURS or is_unfinished(part.path))
+        newest = max(touched, default=0)
         return "in-progress" if self.now - newest < self.grace else "incomplete"
+
+
+def finished_name(name: str) -> str:
+    """What a file or folder is called when it is done."""
+    name = _BEFORE.sub("", name, count=1) if name[:4] == "tmp-" else name
+    return os.path.splitext(name)[0] if name.endswith(_AFTER) else name
+
+
+def is_unfinished(path: str) -> bool:
+    """Whether a path's last name is one that files have only while they are written."""
+    name = os.path.basename(path)
+    return name.endswith(_AFTER) or bool(_RANDOM.fullmatch(name))
 
 
 def missing(folder: Folder, name: str, what: str) -> Problem:

@@ -14,19 +14,26 @@ from typing import NamedTuple
 
 from ckpt_cli.checkpoint import Part, Problem, Role, TensorFile
 from ckpt_cli.errors import CkptError
-from ckpt_cli.layouts import Folder, missing
+from ckpt_cli.layouts import Folder, missing, without_waiting
 
 _INDEX = ".metadata"
 _RANK_INDEX = re.compile(r"__([0-9]{1,6})\.metadata")
 _UNFINISHED = re.compile(r"(__[0-9]{1,6})?\.metadata\.tmp")
 _DATA = re.compile(r"__([0-9]{1,6})_[0-9]{1,9}\.distcp")
 _SHARD = re.compile(r"shard-([0-9]{5,9})-model-([0-9]{5,9})-of-([0-9]{5,9})\.safetensors")
-# To list must stay quick: an index beyond this (30 ms) is left to who opens the checkpoint.
+# To list must stay quick: of an index beyond this (30 ms) only the names in it are looked for, in a hundredth of the
+# time, and how long its files should be is left to who opens the checkpoint.
 _MAX_INDEX = 128 << 10
+_MAX_NAMES = 64 << 20
+_BLOCK = 1 << 20
+_NAME = re.compile(rb"__[0-9]{1,6}_[0-9]{1,9}\.distcp")
+# A pickled text that begins so: after its opcode stands its length, in one byte or four.
+_OPTIMIZER = re.compile(rb"\x8c.optim|X.{4}optim", re.DOTALL)
+_LONGEST = 40
 
 
 class Saved(NamedTuple):
-    """`resumable` says whether the index names an optimizer; None where no index small enough could be read."""
+    """`resumable` says whether the index names an optimizer; None where it is too large even to look for names."""
 
     parts: tuple[Part, ...]
     problems: tuple[Problem, ...]
@@ -47,9 +54,10 @@ def _describes(folder: Folder, name: str) -> bool:
     """Whether a lone `.metadata`, a name that others use too, is an index: one all of whose data is gone."""
     entry = folder.files[name]
     try:
-        if not folder.read_index or not 0 < entry.stat().st_size <= _MAX_INDEX:
-            return False
-        return folder.read_index(entry.path).container == "dcp"
+        size = entry.stat().st_size
+        if size > _MAX_INDEX:
+            return size <= _MAX_NAMES and bool(_named_in(entry.path, size).files)
+        return bool(size and folder.read_index and folder.read_index(entry.path).container == "dcp")
     except (CkptError, OSError):
         return False
 
@@ -65,22 +73,57 @@ def _distributed(folder: Folder, data: Sequence[str], indexes: Sequence[str]) ->
     if not indexes:
         problems.append(missing(folder, _INDEX, "the index"))
     resumable: bool | None = False if not indexes else None
-    names: set[str] = set()
+    optimizer = False
     by_path = {part.path: part for part in parts}
-    for part in [part for part in parts if part.role == "index"]:
-        if not folder.read_index or not 0 < part.bytes <= _MAX_INDEX:
-            continue
+    for part in [part for part in parts if part.role == "index" and part.bytes]:
         try:
-            found = folder.read_index(part.path)
+            if _MAX_INDEX < part.bytes <= _MAX_NAMES:
+                told = _named_in(part.path, part.bytes)
+                lost = sorted((name for name in told.files if name not in folder.files), key=_natural)
+                problems += [missing(folder, name, "a data file") for name in lost]
+                optimizer |= told.optimizer
+            elif folder.read_index and part.bytes <= _MAX_INDEX:
+                found = folder.read_index(part.path)
+                problems += _lacking(folder, found, by_path)
+                optimizer |= any(tensor.name.startswith("optim") for tensor in found.tensors)
+            else:
+                continue
         except CkptError as error:
             problems.append(Problem("bad-index", error.message, part.path))
             continue
-        problems += _lacking(folder, found, by_path)
-        names.update(tensor.name.partition(".")[0] for tensor in found.tensors)
-        resumable = any(name.startswith("optim") for name in names)
+        resumable = optimizer
     unfinished = [name for name in folder.files if _UNFINISHED.fullmatch(name)]
     parts += _parts(folder, sorted(unfinished), "other", _UNFINISHED, [])
     return Saved(tuple(parts), tuple(problems), resumable)
+
+
+class _Named(NamedTuple):
+    """The data files that an index names, and whether it names the state of an optimizer."""
+
+    files: frozenset[str]
+    optimizer: bool
+
+
+def _named_in(path: str, size: int) -> _Named:
+    """What the texts in a pickle tell, without reading it as one.
+
+    Raises CkptError for one that does not end as a pickle does.
+    """
+    files: set[bytes] = set()
+    optimizer = False
+    before = data = b""
+    try:
+        with open(path, "rb", buffering=0, opener=without_waiting) as file:
+            while size > 0 and (data := file.read(min(_BLOCK, size))):
+                size -= len(data)
+                files.update(_NAME.findall(before + data))
+                optimizer = optimizer or bool(_OPTIMIZER.search(before + data))
+                before = data[-_LONGEST:]
+    except OSError as error:
+        raise CkptError(f"{os.path.basename(path)} cannot be read: {error.strerror}") from error
+    if before[-1:] != b".":
+        raise CkptError(f"{os.path.basename(path)} does not end as an index does")
+    return _Named(frozenset(name.decode() for name in files), optimizer)
 
 
 def _sharded(folder: Folder, shards: Sequence[str]) -> Saved:

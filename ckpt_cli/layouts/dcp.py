@@ -9,23 +9,17 @@ cut off. It does not know what is a model in a data file and what an optimizer.
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Iterable, Sequence
-from typing import Literal
 
 from ckpt_cli.checkpoint import Checkpoint, Role
 from ckpt_cli.layouts import CONTAINED, Folder
 from ckpt_cli.layouts._dcp import Saved, saved_in
+from ckpt_cli.layouts._numbered import number_in
 
 NAME = "dcp"
 PRECEDENCE = CONTAINED
 # torch finds a checkpoint by its index alone, so that goes first.
 REMOVAL_ORDER: tuple[Role, ...] = ("index", "model")
-
-_NUMBERED = re.compile(
-    r"(?:dist_)?(?:epoch[-_=]?[0-9]+[-_])?(epoch|step|global_step|checkpoint|ckpt|iter|iteration)[-_=]?([0-9]{1,18})"
-    r"(?:\.ckpt)?"
-)
 
 
 def scan(folder: Folder) -> Iterable[Checkpoint]:
@@ -39,17 +33,16 @@ def needs(checkpoint: Checkpoint, run: Sequence[Checkpoint]) -> Iterable[Checkpo
 
 
 def _checkpoint(folder: Folder, saved: Saved) -> Checkpoint:
-    numbered = _NUMBERED.fullmatch(folder.name)
-    unit: Literal["step", "epoch"] = "epoch" if numbered and numbered[1] == "epoch" else "step"
+    number = number_in(folder.name)
     inside = folder.up is not None
     state = folder.state(saved.parts, saved.problems)
     manifest = folder.part("ckpt.sha256", "manifest", []) if "ckpt.sha256" in folder.files else None
     return Checkpoint(
         layout=NAME,
         source=folder.source,
-        tag=folder.tag_above if numbered else folder.tag,
-        step=int(numbered[2]) if numbered else None,
-        unit=unit if numbered else None,
+        tag=folder.tag_above if number else folder.tag,
+        step=number.value if number else None,
+        unit=number.unit if number else None,
         name=folder.name,
         dir=folder.path,
         parts=(*saved.parts, manifest) if manifest else saved.parts,
@@ -58,5 +51,5 @@ def _checkpoint(folder: Folder, saved: Saved) -> Checkpoint:
         problems=saved.problems,
         pinned=".keep" in folder.files,
         linked=folder.linked,
-        home=os.path.dirname(folder.path) if numbered and inside else "",
+        home=os.path.dirname(folder.path) if number and inside else "",
     )

@@ -3,7 +3,8 @@
 Both hold `config.json` and the weights (`model.safetensors`, shards and their index, an adapter of peft). Beside them
 the Trainer writes its state, optimizer and scheduler; with DeepSpeed or sharded FSDP these lie in folders below
 (`global_step500`, `pytorch_model_fsdp_0`). The folder above a step is the run, and the model that was saved there when
-training ended is one of it, without a number. After transformers 4.0 to 5.23, accelerate 1.x and peft 0.x.
+training ended is one of it, without a number. A published folder whose name is that of a step (`epoch_3`, somebody's
+own `save_pretrained`) is one of the run above it. After transformers 4.0 to 5.23, accelerate 1.x and peft 0.x.
 """
 
 from __future__ import annotations
@@ -14,8 +15,11 @@ from collections.abc import Iterable, Sequence
 
 from ckpt_cli.checkpoint import Checkpoint, Part, Problem, Ranks, Role
 from ckpt_cli.errors import CkptError
-from ckpt_cli.layouts import MAX_JSON_BYTES, PUBLISHED, Folder, read_json
-from ckpt_cli.layouts._dcp import saved_in
+from ckpt_cli.layouts import MAX_JSON_BYTES, PUBLISHED, Folder, finished_name, read_json
+from ckpt_cli.layouts._components import MODULES, PIPELINE, component_parts, folders_with_models, is_component
+from ckpt_cli.layouts._grouped import at_step, grouped, unnumbered
+from ckpt_cli.layouts._numbered import Number, number_in
+from ckpt_cli.layouts._sharded_states import FSDP, RANDOM, sharded_parts
 from ckpt_cli.layouts._trainer_state import best_step, metrics_of, read_state
 from ckpt_cli.layouts._weights import EXPORT, Weights, missing, named_parts, parts_of, weights_in
 
@@ -25,18 +29,21 @@ PRECEDENCE = PUBLISHED
 REMOVAL_ORDER: tuple[Role, ...] = ("model", "adapter", "index", "meta", "optimizer", "config")
 
 _STEP = re.compile(r"checkpoint-([0-9]{1,300})")
-# Where transformers wrote a step, until early 2024, before it gave the folder its name.
-_UNFINISHED = re.compile(r"tmp-checkpoint-[0-9]+")
+# Where huggingface_hub leaves what it has not fetched wholly.
+_DOWNLOAD = ".cache/huggingface/download"
 _STATE, _CONFIG, _ADAPTER_CONFIG = "trainer_state.json", "config.json", "adapter_config.json"
 _ADAPTERS = ("adapter_model.safetensors", "adapter_model.bin")
+# An adapter of a pipeline, which has no configuration.
+_LORA = ("pytorch_lora_weights.safetensors", "pytorch_lora_weights.bin")
 _MODEL_CONFIGS = (_CONFIG, "generation_config.json")
 # Those of accelerate, whose save_state uses the same folder names, end in .bin.
 _OPTIMIZERS = ("optimizer.pt", "optimizer.bin")
 _SCHEDULERS = ("scheduler.pt", "scheduler.bin")
 _ARGUMENTS = "training_args.bin"
-_RNG = re.compile(r"rng_state(?:_([0-9]{1,6}))?\.pth|random_states_([0-9]{1,6})\.pkl")
 _ROLES: dict[str, Role] = {
     _STATE: "meta",
+    PIPELINE: "config",
+    MODULES: "other",
     **dict.fromkeys(_MODEL_CONFIGS, "config"),
     **dict.fromkeys(
         "tokenizer.json tokenizer_config.json special_tokens_map.json added_tokens.json vocab.json vocab.txt "
@@ -56,16 +63,10 @@ _STEP_ROLES: dict[str, Role] = {
     **dict.fromkeys(_OPTIMIZERS, "optimizer"),
     **dict.fromkeys(_SCHEDULERS, "other"),
     **dict.fromkeys(
-        "scaler.pt sampler.bin latest zero_to_fp32.py README.md modules.json sentence_bert_config.json".split(), "other"
+        "scaler.pt sampler.bin latest zero_to_fp32.py README.md sentence_bert_config.json".split(), "other"
     ),
 }
 _DEEPSPEED = re.compile(r"global_step[0-9]+")
-_DEEPSPEED_FILE = re.compile(
-    r"(?:bf16_|fp16_)?(?:zero_pp_rank_([0-9]{1,6})_)?mp_rank_([0-9]{2,6})_(model|optim)_states\.pt"
-)
-_FSDP = re.compile(r"(pytorch_model|optimizer)(?:_fsdp)?_[0-9]+")
-# What FSDP writes where it gathers the state in one file, or leaves one a rank.
-_FSDP_FILE = re.compile(r"pytorch_model_fsdp(?:_[0-9]+)?(?:_rank[0-9]+)?\.bin")
 # Of the parts, as they are shown.
 _ORDER: tuple[Role, ...] = (
     "model", "index", "adapter", "meta", "config", "optimizer", "tokenizer", "other", "manifest", "export",
@@ -73,17 +74,19 @@ _ORDER: tuple[Role, ...] = (
 
 
 def scan(folder: Folder) -> Iterable[Checkpoint]:
-    number = _STEP.fullmatch(folder.name)
-    if number and _is_step(folder):
-        return [_checkpoint(folder, weights_in(folder.files), int(number[1]))]
+    step = _STEP.fullmatch(folder.name)
+    if step and _is_step(folder):
+        return [_checkpoint(folder, weights_in(folder.files), Number("step", int(step[1])), of_trainer=True)]
+    if PIPELINE in folder.files and folder.folders:
+        return [_checkpoint(folder, weights_in(folder.files), _number(folder.name), of_trainer=False)]
     if _CONFIG not in folder.files and _ADAPTER_CONFIG not in folder.files and not _has_index(folder):
         return ()
     weights = weights_in(folder.files)
     model = weights and (_CONFIG in folder.files or any(form.index_file for form in weights))
     adapter = _ADAPTER_CONFIG in folder.files and any(name in folder.files for name in _ADAPTERS)
-    if not (model or adapter) or _UNFINISHED.fullmatch(folder.name) or _is_of_a_step(folder):
+    if not (model or adapter or _is_being_written(folder)) or _is_of_a_step(folder) or is_component(folder):
         return ()
-    return [_checkpoint(folder, weights, None)]
+    return [_checkpoint(folder, weights, _number(folder.name), of_trainer=False)]
 
 
 def needs(checkpoint: Checkpoint, run: Sequence[Checkpoint]) -> Iterable[Checkpoint]:
@@ -91,13 +94,13 @@ def needs(checkpoint: Checkpoint, run: Sequence[Checkpoint]) -> Iterable[Checkpo
 
     That one has no number, so nothing can tell whether a step replaces it.
     """
-    needed = [c for c in run if c.step is None and c.run_dir == checkpoint.run_dir]
+    needed = unnumbered(checkpoint, run)
     for part in checkpoint.parts:
         name = os.path.basename(part.path)
         try:
             if name == _STATE:
                 best = best_step(read_state(part.path, part.bytes))
-                needed += [c for c in run if c.step == best is not None and c.run_dir == checkpoint.run_dir]
+                needed += grouped(run, at_step).get((checkpoint.run_dir, best), ()) if best is not None else ()
             elif name == _ADAPTER_CONFIG:
                 needed += _bases(checkpoint, read_json(part.path), run)
         except CkptError:  # what cannot be read names nothing; the checkpoint is incomplete
@@ -116,7 +119,22 @@ def _bases(checkpoint: Checkpoint, adapter: object, run: Sequence[Checkpoint]) -
         return []
     tail = os.sep + os.path.normpath(path).lstrip("./")
     moved = os.sep + os.path.basename(tail) if os.path.isabs(path) and not os.path.lexists(path) else tail
-    return [c for c in run if c.dir in real or os.path.realpath(c.dir) in real or c.dir.endswith((tail, moved))]
+    there = [c for place in real for c in grouped(run, _real_directory).get(place, ())]
+    called = grouped(run, _directory_name).get(os.path.basename(tail), ())
+    return there + [c for c in called if c.dir.endswith((tail, moved))]
+
+
+def _real_directory(checkpoint: Checkpoint) -> str:
+    return os.path.realpath(checkpoint.dir)
+
+
+def _directory_name(checkpoint: Checkpoint) -> str:
+    return os.path.basename(checkpoint.dir)
+
+
+def _number(name: str) -> Number | None:
+    """The number of a published folder whose name is that of a step; one called checkpoint_10 may be anything."""
+    return number_in(name) if name.startswith(("epoch", "step")) else None
 
 
 def _is_step(folder: Folder) -> bool:
@@ -124,7 +142,16 @@ def _is_step(folder: Folder) -> bool:
     files = folder.files
     if any(name in files for name in (_STATE, _ARGUMENTS, _ADAPTER_CONFIG, *_ADAPTERS, *_OPTIMIZERS, *_SCHEDULERS)):
         return True
-    return bool(weights_in(files)) or any(_DEEPSPEED.fullmatch(name) for name in folder.folders)
+    if weights_in(files) or any(_DEEPSPEED.fullmatch(name) or FSDP.fullmatch(name) for name in folder.folders):
+        return True
+    return _CONFIG in files and _is_being_written(folder)
+
+
+def _is_being_written(folder: Folder) -> bool:
+    """Whether a model is on its way into a folder that has none yet: to be saved there, or fetched."""
+    if _CONFIG not in folder.files:
+        return False
+    return bool(folder.cut_off) or any(name.endswith(".incomplete") for name in folder.peek(_DOWNLOAD))
 
 
 def _has_index(folder: Folder) -> bool:
@@ -132,29 +159,33 @@ def _has_index(folder: Folder) -> bool:
 
 
 def _is_of_a_step(folder: Folder) -> bool:
-    """Whether it is a further adapter of a step, and so part of that."""
-    if not _STEP.fullmatch(os.path.basename(os.path.dirname(folder.path))):
+    """Whether it is a further adapter or model of a step, and so part of that."""
+    if not _STEP.fullmatch(finished_name(os.path.basename(os.path.dirname(folder.path)))):
         return False
     up = folder.up
-    return up is not None and _ADAPTER_CONFIG in folder.files and _is_step(up)
+    return up is not None and _is_step(up)
 
 
-def _checkpoint(folder: Folder, weights: Sequence[Weights], step: int | None) -> Checkpoint:
+def _checkpoint(folder: Folder, weights: Sequence[Weights], number: Number | None, of_trainer: bool) -> Checkpoint:
     problems: list[Problem] = []
     parts = parts_of(folder, weights, problems)
     parts += _adapter(folder, problems)
-    roles = _STEP_ROLES if step is not None else _ROLES
+    parts += component_parts(folder, problems)
+    parts += named_parts(folder, sorted(folder.cut_off), "other", [])
+    roles = _STEP_ROLES if of_trainer else _ROLES
     for name in sorted(folder.files.keys() & roles.keys()):
         # The configuration beside a published adapter is of another model.
-        if step is not None or weights or name not in _MODEL_CONFIGS:
+        if of_trainer or weights or name not in _MODEL_CONFIGS or _ADAPTER_CONFIG not in folder.files:
             parts += named_parts(folder, (name,), roles[name], problems)
     resumable: bool | None = None
     ranks = None
-    if step is not None:
+    if of_trainer:
         ranks = _of_the_trainer(folder, weights, parts, problems)
         resumable = _resumes(folder, parts)
+    elif not any(part.role in ("model", "adapter") for part in parts) and not problems:
+        problems.append(missing(folder, "model.safetensors", "the model file"))
     parts += named_parts(folder, ("ckpt.sha256",), "manifest", problems)
-    if step is None and len(models := [part for part in parts if part.role == "model"]) == 1:
+    if not of_trainer and len(models := [part for part in parts if part.role == "model"]) == 1:
         name = os.path.basename(models[0].path)
         parts += named_parts(folder, (f"{name}.sha256",), "manifest", problems)
     if any(form.single == "pytorch_model.bin" for form in weights):
@@ -169,14 +200,15 @@ def _checkpoint(folder: Folder, weights: Sequence[Weights], step: int | None) ->
                 if part.bytes <= MAX_JSON_BYTES:
                     problems.append(Problem("bad-meta", error.message, part.path))
     parts.sort(key=_place)
+    adapted = any(part.role == "adapter" for part in parts)
     state = folder.state(parts, problems)
     return Checkpoint(
         layout=NAME,
         source=folder.source,
-        tag=folder.tag if step is None else folder.tag_above,
-        step=step,
-        unit=None if step is None else "step",
-        name=folder.name if step is not None else weights[0].stem if weights else "adapter_model",
+        tag=folder.tag_above if number else folder.tag,
+        step=number.value if number else None,
+        unit=number.unit if number else None,
+        name=folder.name if number else weights[0].stem if weights else "adapter_model" if adapted else "model",
         dir=folder.path,
         parts=tuple(parts),
         state=state,
@@ -186,8 +218,8 @@ def _checkpoint(folder: Folder, weights: Sequence[Weights], step: int | None) ->
         ranks=ranks,
         pinned=".keep" in folder.files,
         linked=folder.linked,
-        by_name=step is None and any(_STEP.fullmatch(name) for name in folder.folders),
-        home="" if step is None else os.path.dirname(folder.path),
+        by_name=number is None and any(_STEP.fullmatch(name) for name in folder.folders),
+        home=os.path.dirname(folder.path) if number else "",
     )
 
 
@@ -212,28 +244,19 @@ def _of_the_trainer(
     folder: Folder, weights: Sequence[Weights], parts: list[Part], problems: list[Problem]
 ) -> Ranks | None:
     """Adds what a step holds besides a model, and says what is missing; the ranks of DeepSpeed's shards."""
-    randoms = [name for name in folder.files if name[0] == "r" and _RNG.fullmatch(name)]
+    randoms = [name for name in folder.files if name[0] == "r" and RANDOM.fullmatch(name)]
     parts += named_parts(folder, sorted(randoms), "other", problems)
     problems += [
         Problem("empty-file", f"{os.path.basename(part.path)} is empty", part.path)
         for part in parts
         if part.bytes == 0 and part.role == "other" and part.path.endswith((".pt", ".pth", ".bin", ".pkl"))
     ]
-    ranks = None
-    whole = any(part.role == "model" for part in parts)
-    gathered = sorted(name for name in folder.files if _FSDP_FILE.fullmatch(name))
-    parts += named_parts(folder, gathered, "other" if whole else "model", problems)
-    sharded = False
+    parts += folders_with_models(folder, problems)
+    parts += named_parts(folder, _LORA, "adapter", problems)
+    ranks, sharded = sharded_parts(folder, _DEEPSPEED, randoms, parts, problems)
     for name in sorted(folder.folders):
         inner = folder._replace(path=os.path.join(folder.path, name), files=dict(folder.peek(name)), folders=())
-        if _DEEPSPEED.fullmatch(name):
-            ranks = _deepspeed(inner, randoms, whole, parts, problems)
-        elif (match := _FSDP.fullmatch(name)) and (saved := saved_in(inner)):
-            problems += saved.problems
-            optimizer = match[1] == "optimizer"
-            sharded |= not optimizer
-            parts += [p._replace(role="optimizer") if optimizer and p.role == "model" else p for p in saved.parts]
-        elif _ADAPTER_CONFIG in inner.files:
+        if _ADAPTER_CONFIG in inner.files:
             parts += _adapter(inner, problems)
     adapted = _ADAPTER_CONFIG in folder.files
     if not (weights or adapted or sharded or any(part.role in ("model", "adapter") for part in parts)):
@@ -245,39 +268,12 @@ def _of_the_trainer(
     return ranks
 
 
-def _deepspeed(
-    inner: Folder, randoms: Sequence[str], whole: bool, parts: list[Part], problems: list[Problem]
-) -> Ranks | None:
-    """ZeRO's files: the optimizer a rank, and the model, which counts as such where no other form of it is there."""
-    present: set[int] = set()
-    other_ranks = False
-    for file in sorted(inner.files):
-        match = _DEEPSPEED_FILE.fullmatch(file)
-        if not match:
-            continue
-        rank = int(match[1] or 0)
-        other_ranks |= int(match[2]) > 0
-        role: Role = "optimizer" if match[3] == "optim" else "other" if whole else "model"
-        part = inner.part(file, role, problems, rank if role == "optimizer" else None)
-        parts += [part] if part else []
-        if role == "optimizer":
-            present.add(rank)
-    if not present:
-        return None
-    # As many states of random numbers as processes; only where these split nothing else is each a rank of ZeRO.
-    numbers = [int(match[1] or 0) for file in randoms if (match := _RNG.fullmatch(file))]
-    world = range(max([*present, *([] if other_ranks else numbers)]) + 1)
-    lost = [rank for rank in world if rank not in present]
-    if lost:
-        which = ", ".join(map(str, lost[:8])) + (", ..." if len(lost) > 8 else "")
-        there = next(part.path for part in parts if part.role == "optimizer" and part.rank is not None)
-        name = re.sub("rank_[0-9]+", f"rank_{lost[0]}", os.path.basename(there), count=1)
-        problems.append(missing(inner, name, f"optimizer rank {which} of 0 to {world.stop - 1}"))
-    return Ranks(tuple(sorted(present)), tuple(lost))
-
-
 def _resumes(folder: Folder, parts: Sequence[Part]) -> bool:
-    """Whether the Trainer finds what it reads to go on: its state, the optimizer and the scheduler."""
+    """Whether the Trainer finds what it reads to go on: its state, the optimizer and the scheduler; or accelerate, with
+    none of its own, the optimizer.
+    """
     optimizer = any(part.role == "optimizer" for part in parts)
+    if _STATE not in folder.files and any(part.path.endswith(".pkl") for part in parts):
+        return optimizer
     deepspeed = any(_DEEPSPEED.fullmatch(name) for name in folder.folders)
     return _STATE in folder.files and optimizer and (deepspeed or any(name in folder.files for name in _SCHEDULERS))

@@ -15,6 +15,7 @@ from typing import Literal
 
 from ckpt_cli.checkpoint import Checkpoint, Role
 from ckpt_cli.layouts import TRAINER, Folder
+from ckpt_cli.layouts._grouped import unnumbered
 from ckpt_cli.layouts._single import one_file
 
 NAME = "lightning"
@@ -44,7 +45,7 @@ def scan(folder: Folder) -> Iterable[Checkpoint]:
 
 def needs(checkpoint: Checkpoint, run: Sequence[Checkpoint]) -> Iterable[Checkpoint]:
     """The `last` ones: the trainer writes them over itself, and their step, which no name tells, may be the newest."""
-    return [c for c in run if c.step is None and c.run_dir == checkpoint.run_dir and c != checkpoint]
+    return unnumbered(checkpoint, run)
 
 
 def _is_half_a_name(name: str) -> bool:

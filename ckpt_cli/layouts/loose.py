@@ -13,6 +13,7 @@ from collections.abc import Iterable, Sequence
 
 from ckpt_cli.checkpoint import Checkpoint, Role
 from ckpt_cli.layouts import LAST_RESORT, Folder
+from ckpt_cli.layouts._grouped import grouped
 from ckpt_cli.layouts._single import one_file
 
 NAME = "loose"
@@ -32,13 +33,9 @@ _ROLES: tuple[tuple[re.Pattern[str], Role], ...] = (
     (re.compile(r"recipe_state"), "recipe"),
     (re.compile(r"adapter(?:_model)?(?:_[0-9]+)?"), "adapter"),
 )
-# What the Trainer of transformers was still writing; it renamed the folder when it was done.
-_UNFINISHED = re.compile(r"tmp-checkpoint-[0-9]+")
 
 
 def scan(folder: Folder) -> Iterable[Checkpoint]:
-    if _UNFINISHED.fullmatch(folder.name):
-        return ()
     names = [n for n in folder.files if n.endswith(_SUFFIXES) and n[0] != "." and not _NO_MODEL.fullmatch(n)]
     stems = Counter(os.path.splitext(name)[0] for name in names)
     # `model.safetensors` beside `model.pt` is what `ckpt convert` made of it.
@@ -49,13 +46,16 @@ def scan(folder: Folder) -> Iterable[Checkpoint]:
 
 
 def needs(checkpoint: Checkpoint, run: Sequence[Checkpoint]) -> Iterable[Checkpoint]:
-    """The one before it, round in a ring, so that all stay where one does.
+    """The first of those beside it, which needs all others, so that all stay where one does.
 
     Files that merely lie together are no steps of a run, and none of them is old because another is there.
     """
-    beside = [c for c in run if c.dir == checkpoint.dir]
-    at = next((place for place, c in enumerate(beside) if c.name == checkpoint.name), 0)
-    return beside[at - 1 : at] or beside[-1:]
+    beside = grouped(run, _directory).get(checkpoint.dir, [checkpoint])
+    return beside[:1] if checkpoint.name != beside[0].name else beside[1:]
+
+
+def _directory(checkpoint: Checkpoint) -> str:
+    return checkpoint.dir
 
 
 def _checkpoint(folder: Folder, file: str, stems: Counter[str], several: bool) -> Checkpoint:

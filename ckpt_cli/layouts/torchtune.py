@@ -4,6 +4,12 @@ Flat: `hf_model_0001_0.pt`, `model-00001-of-00003_0.safetensors`, `meta_model_0.
 `adapter_0.pt`, the epoch last and from 0. Folders: `epoch_0`, `step_500`, `dist_epoch_0` with weights under names of
 Hugging Face's (even where their keys are not), adapters, the small files of the model that was tuned, or a distributed
 save. It does not know which keys a file has, and leaves the original model, often in the same folder, to others.
+
+A user's own `save_pretrained("epoch_1")` looks much like it. A folder is torchtune's if anything in it or its run says
+so (`_OWN`, a recipe state, `dist_epoch_0`), or no configuration lies there; without such a mark `huggingface` takes it,
+under the same number. torchtune writes an index also of one shard, to 0.6 without the newline that transformers ends
+it with: so an index without one is a mark too. What remains is one epoch of 2026 alone, of a model that was not
+fetched by torchtune: it is called huggingface, and nothing but that name and `resumable` would differ.
 """
 
 from __future__ import annotations
@@ -16,8 +22,9 @@ from typing import Literal
 
 from ckpt_cli.checkpoint import Checkpoint, Part, Problem, Role
 from ckpt_cli.errors import CkptError
-from ckpt_cli.layouts import TRAINER, Folder
+from ckpt_cli.layouts import TRAINER, Folder, without_waiting
 from ckpt_cli.layouts._dcp import saved_in
+from ckpt_cli.layouts._grouped import grouped
 from ckpt_cli.layouts._index import shard_names
 from ckpt_cli.layouts._torchtune_flat import ADAPTER_CONFIG, ADAPTERS, NAMED, flat_epochs
 from ckpt_cli.layouts._torchtune_recipe import RECIPE, STEP, UNPAIRED, keeps_resume, run_above
@@ -34,6 +41,12 @@ _ADAPTER_FOLDER = "adapter_model"
 _REPOSITORY = "original_repo_id.json"
 _DISTRIBUTED = re.compile(r"(?:__[0-9]+)?\.metadata|__[0-9]+_[0-9]+\.distcp|shard-[0-9]+-model-.+\.safetensors")
 _RANK_SHARD = re.compile(r"shard-[0-9]+-model-.+\.safetensors")
+# In a folder of a step: its own names of weights, one shard that is counted as one of one, an adapter in its own keys,
+# the folder that a bug leaves, and what it copies from a published model and transformers never writes.
+_OWN = re.compile(
+    r"ft-model-.+|model-[0-9]{5}-of-(?:[0-9]{5}\.bin|00001\.safetensors)|adapter_model(?:\.pt)?|original|"
+    r"original_repo_id\.json|recipe_state\.pt|LICENSE.*|USE_POLICY.*|NOTICE.*|checklist\.chk|params\.json"
+)
 _CONFIGS = (
     "config.json", "params.json", "generation_config.json", ADAPTER_CONFIG, _REPOSITORY,
     "preprocessor_config.json", "processor_config.json",
@@ -61,11 +74,21 @@ def scan(folder: Folder) -> Iterable[Checkpoint]:
 def needs(checkpoint: Checkpoint, run: Sequence[Checkpoint]) -> Iterable[Checkpoint]:
     """That which the run's recipe state belongs to, and the model beside the epochs, which others are made from.
 
-    Where it is not known what the state belongs to, all of the run.
+    Where it is not known what the state belongs to, all of the run: the first of it, which needs all others.
     """
-    own = [c for c in run if c.run_dir == checkpoint.run_dir]
-    unknown = any(problem.code == UNPAIRED for c in own for problem in c.problems)
-    return [c for c in own if c != checkpoint and (unknown or c.step is None or keeps_resume(c))]
+    place = checkpoint.run_dir
+    if (place, True) in grouped(run, _unpaired):
+        own = [*grouped(run, _unpaired)[place, True], *grouped(run, _unpaired).get((place, False), ())]
+        return own[:1] if own[0] != checkpoint else own[1:]
+    return [c for c in grouped(run, _serves_all).get((place, True), ()) if c != checkpoint]
+
+
+def _unpaired(checkpoint: Checkpoint) -> tuple[str, bool]:
+    return checkpoint.run_dir, any(problem.code == UNPAIRED for problem in checkpoint.problems)
+
+
+def _serves_all(checkpoint: Checkpoint) -> tuple[str, bool]:
+    return checkpoint.run_dir, checkpoint.step is None or keeps_resume(checkpoint)
 
 
 def _step(folder: Folder, unit: Literal["epoch", "step"], number: int) -> Checkpoint | None:
@@ -73,17 +96,20 @@ def _step(folder: Folder, unit: Literal["epoch", "step"], number: int) -> Checkp
     weights = [match for name in files if (match := _WEIGHTS.fullmatch(name))]
     distributed = any(_DISTRIBUTED.fullmatch(name) for name in files)
     adapter = any(name in files for name in ADAPTERS) or ".metadata" in folder.peek(_ADAPTER_FOLDER)
-    known = weights or adapter or any(name in files for name in _INDEXES)
-    if not (known or distributed) or any(_FOREIGN.fullmatch(name) for name in (*files, *folder.folders)):
+    known = bool(weights or adapter) or any(name in files for name in _INDEXES)
+    if not (known or distributed or folder.cut_off) or any(
+        _FOREIGN.fullmatch(name) for name in (*files, *folder.folders)
+    ):
         return None
     run = run_above(folder.up) if folder.up else None
-    own = adapter or RECIPE in files or _REPOSITORY in files or folder.name.startswith("dist_")
-    if distributed and not weights and not own and not (run and run.marked()):
+    own = folder.name.startswith("dist_") or any(_OWN.fullmatch(name) for name in (*files, *folder.folders))
+    doubtful = not known or _may_be_anybody_s(folder, weights)
+    if doubtful and not own and not (run and run.marked()):
         return None
     # Where they have been put together, the shards of the ranks say the same once more.
     spare = [name for name in files if weights and _RANK_SHARD.fullmatch(name)]
     saved = saved_in(folder._replace(files={n: files[n] for n in files if n not in spare})) if distributed else None
-    if not known and saved is None:
+    if not known and saved is None and not folder.cut_off:
         return None
     problems = list(saved.problems if saved else ())
     parts = [*(saved.parts if saved else ()), *_weights(folder, weights, problems)]
@@ -91,11 +117,14 @@ def _step(folder: Folder, unit: Literal["epoch", "step"], number: int) -> Checkp
     parts += _beside(folder, problems)
     parts += named_parts(folder, (RECIPE,), "recipe", problems)
     parts += named_parts(folder, spare, "other", problems)
+    parts += named_parts(folder, sorted(folder.cut_off), "other", [])
+    if not any(part.role in ("model", "adapter") for part in parts) and not problems:
+        problems.append(missing(folder, "model.safetensors", "the model file"))
     state = folder.state(parts, problems)
     if RECIPE in files or (resumable is None and folder.name.startswith("dist_")):
         resumable = True  # folders of that name always hold the optimizer
     elif run and run.recipe and not folder.name.startswith("dist_"):
-        if folder.name == (run.paired or run.newest):
+        if folder.name == (run.paired or run.newest) and not folder.unfinished:
             part = run.recipe.part([])
             parts += [part] if part else []
             resumable = True
@@ -118,6 +147,20 @@ def _step(folder: Folder, unit: Literal["epoch", "step"], number: int) -> Checkp
         linked=folder.linked,
         home=os.path.dirname(folder.path),
     )
+
+
+def _may_be_anybody_s(folder: Folder, weights: Sequence[re.Match[str]]) -> bool:
+    """Whether transformers or peft may have saved it: with a configuration, in one file or with an index of its own."""
+    if not {"config.json", ADAPTER_CONFIG} & folder.files.keys():
+        return False
+    for entry in (folder.files[name] for name in _INDEXES if name in folder.files):
+        try:
+            with open(entry.path, "rb", opener=without_waiting) as file:
+                file.seek(max(0, entry.stat().st_size - 1))
+                return file.read(1) == b"\n"
+        except OSError:
+            return False
+    return not any(match[2] for match in weights)
 
 
 def _weights(folder: Folder, found: Sequence[re.Match[str]], problems: list[Problem]) -> list[Part]:

@@ -166,6 +166,7 @@ def split(path: str, named: Mapping[str, TensorInfo], prefix: str) -> tuple[dict
             tensors[name[len(prefix) :]] = tensor
         else:
             raise CkptError(f"{path}: it is not known what tensor {name!a} beside the model is", HINT)
-    if not tensors:
+    # The state of a generator of random numbers is a tensor too.
+    if not any(tensor.dtype.startswith(("float", "bfloat")) for tensor in tensors.values()):
         raise CkptError(f"{path} holds no weights of a model", HINT)
     return tensors, tuple(beside)

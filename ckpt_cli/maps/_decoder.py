@@ -52,14 +52,14 @@ def carried_over(family: Family | None, source: Source, target: str) -> Mapped:
     heads = heads_of(source) if turned or any(fused.heads for fused in family.fused) else None
     items = []
     for name, tensor in kept.items():
-        if not (tied and name == head.in_(source.naming)) or target == "meta":
+        if not (tied and name == head.in_(source.naming)):
             items += _carried(names, family, source, target, name, tensor, heads if turned else None, heads)
     ties: tuple[tuple[str, str], ...] = ()
     last = head.in_(source.naming) or ""
     if tied and target != "meta":
         ties = ((source.tensors[last].name, EMBEDDING.in_(target) or ""),) if last in kept else ()
-    elif tied and last not in kept:
-        # Meta has the head also where it is the embedding.
+    elif tied:
+        # Meta has the head also where it is the embedding, of which it is then another name.
         embedding = kept[EMBEDDING.in_(source.naming) or ""]
         items.append(Item(head.in_(target) or "", embedding, embedding.shape, embedding.dtype))
     config = _configuration(family, source, target, items, tied)

@@ -110,7 +110,7 @@ def feed_forward(width: int, intermediate: int) -> tuple[int, float | None]:
         if -(-base // size) * size == intermediate:
             return size, None
         for digits in range(1, 17):
-            factor = round((intermediate - (size - 1) / 2) / base, digits)
+            factor = round((intermediate + 1 - size / 2) / base, digits)
             if -(-int(factor * base) // size) * size == intermediate:
                 return size, factor
     raise AssertionError(f"no multiplier of {base} gives {intermediate}")

@@ -31,6 +31,8 @@ class Cell(NamedTuple):
 
 
 Row = Sequence["str | Cell"]
+# Characters beyond which a column is not widened for the sake of one long cell.
+_WIDEST = 200
 
 
 def pick_format(format: str | None, as_json: bool, quiet: bool) -> Format:
@@ -111,7 +113,7 @@ def _text(cell: str | Cell) -> str:
 def _align(columns: Sequence[Column], rows: Sequence[Row]) -> None:
     """Plain aligned text, uncut: a table in a pipe."""
     table = [[column.title for column in columns], *([_text(cell) for cell in row] for row in rows)]
-    widths = [max(len(line[index]) for line in table) for index in range(len(columns))]
+    widths = [min(_WIDEST, max(len(line[index]) for line in table)) for index in range(len(columns))]
     for line in table:
         cells = (
             text.rjust(width) if column.right else text.ljust(width)

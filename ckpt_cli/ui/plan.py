@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from ckpt_cli.checkpoint import Checkpoint, Goal, in_order, pick_metric
-from ckpt_cli.retain import Plan, RunPlan
+from ckpt_cli.plans import Plan, RunPlan
 from ckpt_cli.ui import out
 from ckpt_cli.ui.out import Cell, Column, Format
 from ckpt_cli.ui.text import count, size
@@ -38,8 +38,8 @@ def show(plan: Plan, chosen: Format, metric: str | None, goal: Goal | None) -> N
         for group in plan.groups:
             if group.ignored and group.ignored[0].checkpoint.linked:
                 out.say(f"hint: --root {os.path.realpath(group.dir)} prunes the linked run itself")
-    if chosen == "table":
-        out.say(total(plan))
+        if plan.removed or chosen == "table":
+            out.say(total(plan))
     for group in plan.groups if plan.optimizer_only else ():
         if group.stops_resuming:
             out.warning(f"training can no longer resume from {group.name}: no optimizer of it would be left")
@@ -96,6 +96,34 @@ def record(plan: Plan, dry_run: bool, freed: int, id: str | None, stayed: Iterab
         "over_bytes": plan.over,
         "problems": problems(stayed),
     }
+
+
+def report(
+    chosen: Format,
+    plan: Plan,
+    dry_run: bool,
+    freed: int,
+    id: str | None = None,
+    stayed: Iterable[tuple[str, str]] = (),
+) -> None:
+    """The JSON of a plan, where that is asked for: the other formats have shown it before."""
+    if chosen == "json":
+        out.emit_json("prune", record(plan, dry_run, freed, id, stayed))
+
+
+def report_settled(
+    chosen: Format, id: str | None, done: Sequence[str], stayed: Sequence[tuple[str, str]], freed: int, purged: bool
+) -> None:
+    """What an undo or a purge has done, and what stayed."""
+    for path, why in stayed:
+        out.warning(f"{path} stayed: {why}")
+    if chosen == "json":
+        body = {"dry_run": False, "policies": [], "groups": [], "freed_bytes": freed, "trash_id": id}
+        out.emit_json("prune", {**body, "purged" if purged else "restored": done, "problems": problems(stayed)})
+    elif chosen == "name":
+        out.emit_lines(done)
+    else:
+        out.say(f"{'deleted' if purged else 'put back'}: {count(len(done), 'checkpoint')}")
 
 
 def problems(stayed: Iterable[tuple[str, str]]) -> list[dict[str, str]]:

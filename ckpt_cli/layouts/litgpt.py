@@ -1,0 +1,68 @@
+"""LitGPT's checkpoints: `step-00001000/lit_model.pth` with `model_config.yaml`, and `final/` when training has ended.
+
+One file holds the model, and while pretraining also the optimizer; which, no name tells. `lit_model.pth.lora` is an
+adapter of it. A folder as `litgpt download` makes it has the same names, beside those of Hugging Face.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable, Sequence
+
+from ckpt_cli.checkpoint import Checkpoint, Problem, Role
+from ckpt_cli.layouts import TRAINER, Folder
+from ckpt_cli.layouts._grouped import unnumbered
+from ckpt_cli.layouts._weights import named_parts
+
+NAME = "litgpt"
+PRECEDENCE = TRAINER
+REMOVAL_ORDER: tuple[Role, ...] = ("model", "adapter", "config")
+
+_MODEL, _ADAPTERS = "lit_model.pth", ("lit_model.pth.lora", "lit_model.pth.adapter", "lit_model.pth.adapter_v2")
+_STEP = re.compile(r"step-([0-9]{1,18})")
+_NAMED: tuple[tuple[Role, tuple[str, ...]], ...] = (
+    ("model", (_MODEL,)),
+    ("adapter", _ADAPTERS),
+    ("config", ("lit_config.json",)),
+    ("tokenizer", ("tokenizer.json", "tokenizer_config.json", "tokenizer.model")),
+    ("other", ("model_config.yaml", "hyperparameters.yaml", "prompt_style.json")),
+    ("manifest", ("ckpt.sha256", f"{_MODEL}.sha256")),
+    ("export", ("lit_model.safetensors",)),
+)
+
+
+def scan(folder: Folder) -> Iterable[Checkpoint]:
+    return [_checkpoint(folder)] if any(name in folder.files for name in (_MODEL, *_ADAPTERS)) else ()
+
+
+def needs(checkpoint: Checkpoint, run: Sequence[Checkpoint]) -> Iterable[Checkpoint]:
+    """Those of its run that have no number."""
+    return unnumbered(checkpoint, run)
+
+
+def _checkpoint(folder: Folder) -> Checkpoint:
+    problems: list[Problem] = []
+    parts = [part for role, names in _NAMED for part in named_parts(folder, names, role, problems)]
+    step = _STEP.fullmatch(folder.name)
+    up = folder.up
+    # `final` is one of the run that its steps are of.
+    final = folder.name == "final" and up is not None and any(_STEP.fullmatch(name) for name in up.folders)
+    state = folder.state(parts, problems)
+    return Checkpoint(
+        layout=NAME,
+        source=folder.source,
+        tag=folder.tag_above if step or final else folder.tag,
+        step=int(step[1]) if step else None,
+        unit="step" if step else None,
+        name=folder.name if step or final else "lit_model",
+        dir=folder.path,
+        parts=tuple(parts),
+        state=state,
+        resumable=None if state == "complete" else False,
+        problems=tuple(problems),
+        pinned=".keep" in folder.files,
+        linked=folder.linked,
+        by_name=final,
+        home=os.path.dirname(folder.path) if step or final else "",
+    )

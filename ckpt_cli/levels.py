@@ -1,0 +1,283 @@
+"""What a checkpoint is put through, one level after another: read, integrity, build, forward, optimizer, train-step.
+
+It runs in a process of its own (`ckpt_cli.child`) and tells each level's outcome as soon as it is known: what the
+process does not survive is the fault of the level that it was at.
+"""
+
+from __future__ import annotations
+
+import gc
+import math
+import os
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, Literal, NamedTuple
+
+from ckpt_cli import exercise, fitting, rebuild
+from ckpt_cli.checkpoint import Checkpoint, Problem, TensorFile
+from ckpt_cli.contents import read_files
+from ckpt_cli.described import describe, model_paths
+from ckpt_cli.errors import CkptError, Damaged
+from ckpt_cli.families import Blueprint, Described, planned
+from ckpt_cli.fitting import Shape, Shard
+from ckpt_cli.orders import Order
+from ckpt_cli.safetensors_writer import of_bytes
+from ckpt_cli.soundness import Checked, check
+from ckpt_cli.vocabulary import tokenizers
+from ckpt_cli.weights import resident
+from ckpt_cli.writing import write
+
+Status = Literal["pass", "fail", "skip"]
+LEVELS = ("read", "integrity", "build", "forward", "optimizer", "train-step")
+# What stands between two of them and is not timed as one: torch is loaded, and which model it is is told.
+PREPARATION = "preparation"
+# Damage keeps that from being used which it is in.
+_OF_MODEL, _OF_OPTIMIZER = "integrity", "integrity of the optimizer"
+# Optimizers that torch itself has, as a checkpoint tells them. Adam's states alone are those of AdamW in the trainers
+# that use no other.
+_STANDARD = ("AdamW", "Adam", "SGD")
+_ADAMW = ("nano-gpt", "nanoGPT", "build-nanogpt", "huggingface", "torchtune")
+_LANES = 2
+Tell = Callable[[dict[str, Any]], None]
+
+
+class Level(NamedTuple):
+    """How one came out. `detail` is a sentence: what was found, what failed, or why it was not tried."""
+
+    name: str
+    status: Status
+    seconds: float
+    detail: str
+
+
+class _Skipped(Exception):
+    """A level that does not apply, and why."""
+
+
+class _Progress:
+    """Levels as they come out: tells each, and remembers which did not pass."""
+
+    def __init__(self, tell: Tell) -> None:
+        self.tell = tell
+        # By level, or kind of damage, the level that it goes back to.
+        self.failed: dict[str, str] = {}
+
+    def level(self, name: str, needs: Sequence[str], work: Callable[[], str]) -> None:
+        """Runs one level, unless one that it needs has failed. `work` returns what is to be said of it."""
+        broken = next((self.failed[need] for need in needs if need in self.failed), None)
+        if broken:
+            self.failed[name] = broken
+            self.done(Level(name, "skip", 0.0, f"{broken} failed"))
+            return
+        self.tell({"begin": name})
+        start = time.perf_counter()
+        status: Status = "pass"
+        try:
+            detail = work()
+        except _Skipped as reason:
+            status, detail = "skip", str(reason)
+        except CkptError as error:
+            if error.code != Damaged.code:
+                raise
+            status, detail = "fail", error.message
+            self.tell({"problem": [error.kind, error.message, error.path]})
+        except Exception as error:  # whatever a model or torch does
+            status, detail = "fail", sentence(error)
+            self.tell({"problem": ["exception", detail, None]})
+        if status == "fail":
+            self.failed[name] = name
+        self.done(Level(name, status, time.perf_counter() - start, detail))
+
+    def done(self, level: Level) -> None:
+        self.tell({"level": list(level)})
+
+
+def sentence(error: BaseException) -> str:
+    """An exception in one line."""
+    text = " ".join(str(error).split())
+    if isinstance(error, MemoryError) or "out of memory" in text.lower() or "can't allocate memory" in text:
+        return f"out of memory: {text[:200]}" if text else "out of memory"
+    return f"{type(error).__name__}: {text[:400]}" if text else type(error).__name__
+
+
+def run(order: Order, tell: Tell) -> None:
+    """All levels. Raises CkptError for what is no checkpoint, would run code, or is of no model that is known."""
+    progress = _Progress(tell)
+    files: list[TensorFile] = []
+    progress.level("read", (), lambda: _read(order, files))
+    if not files:
+        for name in LEVELS[1:]:
+            progress.level(name, ("read",), str)
+        tell({"peak": resident("cpu")})
+        return
+    with ThreadPoolExecutor(1) as pool:
+        checked = pool.submit(_timed, order, files)
+        tell({"begin": PREPARATION})
+        device = rebuild.pick_device(order.device, rebuild.devices())
+        gc.enable()
+        tell({"device": device})
+        tell({"begin": "integrity"})
+        _tell_integrity(progress, checked, order)
+    state = _State(order, files, device)
+    progress.level("build", (_OF_MODEL,), lambda: _build(state, tell))
+    progress.level("forward", ("build",), lambda: _forward(state, tell))
+    progress.level("optimizer", (_OF_OPTIMIZER, "build"), lambda: _optimizer(state))
+    progress.level("train-step", ("build", "forward", "optimizer"), lambda: _train(state))
+    tell({"peak": resident(device)})
+
+
+def _timed(order: Order, files: Sequence[TensorFile]) -> tuple[Checked, float]:
+    start = time.perf_counter()
+    return check(order.checkpoint, files), time.perf_counter() - start
+
+
+class _State:
+    """What one level leaves for the next."""
+
+    def __init__(self, order: Order, files: list[TensorFile], device: str) -> None:
+        self.order, self.files, self.device = order, files, device
+        self.described: Described
+        self.blueprint: Blueprint
+        self.module: Any
+        self.tokens: Any
+        self.shards: list[Shard] = []
+        self.parameters: dict[str, Shape] = {}
+
+
+def _read(order: Order, files: list[TensorFile]) -> str:
+    checkpoint = order.checkpoint
+    for problem in checkpoint.problems if checkpoint else ():
+        # A rank's shard that is missing is a matter of the optimizer.
+        if "optim" not in os.path.basename(problem.path):
+            raise Damaged(problem.detail, path=problem.path, kind=problem.code)
+    found = read_files(model_paths(checkpoint, order.file))
+    files += found
+    tensors = sum(len(file.tensors) for file in found)
+    return f"{tensors} tensors in {len(found)} file{'s'[: len(found) > 1]}"
+
+
+def _tell_integrity(progress: _Progress, checked: Future[tuple[Checked, float]], order: Order) -> None:
+    """The level, which ran while torch was loaded. What is damaged of the optimizer does not keep the model from being
+    built."""
+    try:
+        found, seconds = checked.result()
+    except (CkptError, OSError) as error:
+        found, seconds = Checked((Problem("unusable", str(error), ""),), (), 1), 0.0
+    if found.problems:
+        optimizer = set(fitting.paths_of(order.checkpoint))
+        kinds = [_OF_OPTIMIZER if problem.path in optimizer else _OF_MODEL for problem in found.problems]
+        progress.failed |= dict.fromkeys(kinds, "integrity")
+        for problem in found.problems:
+            progress.tell({"problem": [problem.code, problem.detail, problem.path]})
+        more = f", and {len(found.problems) - 1} more" if len(found.problems) > 1 else ""
+        progress.done(Level("integrity", "fail", seconds, found.problems[0].detail + more))
+    elif len(found.bare) == found.files:
+        progress.done(Level("integrity", "skip", seconds, f"no checksum was written for {', '.join(found.bare[:4])}"))
+    else:
+        none = f", {len(found.bare)} of them without a checksum" if found.bare else ""
+        progress.done(Level("integrity", "pass", seconds, f"{found.files} file{'s'[: found.files > 1]}{none}"))
+
+
+def _build(state: _State, tell: Tell) -> str:
+    order = state.order
+    described = state.described = describe(state.files, order.checkpoint, order.file, order.base, order.given)
+    if order.model:
+        from ckpt_cli.own_model import blueprint_of
+
+        blueprint = blueprint_of(order.model, described)
+    else:
+        blueprint = planned(described, order.family)
+    state.blueprint = blueprint
+    tell({"family": blueprint.family, "assumptions": [list(one) for one in blueprint.assumptions]})
+    differences = rebuild.compare(blueprint)
+    tell({"keys": [differences.missing, differences.unexpected, differences.mismatched]})
+    if differences:
+        raise Damaged(differences.summary, path=state.files[0].path, kind="keys")
+    _check_vocabulary(order.checkpoint, blueprint)
+    module = state.module = rebuild.build(blueprint, state.device, order.dtype, order.train)
+    dtype, count = rebuild.dtype_of(module, blueprint), rebuild.parameters_of(module)
+    tell({"dtype": dtype, "parameters": count})
+    return f"{blueprint.family}, {count:,} parameters, {dtype}"
+
+
+def _check_vocabulary(checkpoint: Checkpoint | None, blueprint: Blueprint) -> None:
+    size = blueprint.vocab_size
+    for one in tokenizers(checkpoint):
+        if one.tokens > size or (one.exactly and one.tokens != size):
+            what = f"{one.path} has {one.tokens} tokens, the configuration says vocab_size {size}"
+            raise Damaged(what, path=one.path, kind="vocabulary")
+
+
+def _forward(state: _State, tell: Tell) -> str:
+    order = state.order
+    if state.device == "meta":
+        raise _Skipped("the meta device computes nothing")
+    state.tokens = exercise.batch(state.blueprint, order.tokens, state.device)
+    bad = exercise.not_finite(state.module)
+    if bad:
+        raise Damaged(f"not finite: {exercise.named(bad)}", path=state.files[0].path, kind="not-finite")
+    logits = exercise.forward(state.module, state.blueprint, state.tokens)
+    shape, finite = list(logits.shape), exercise.is_finite(logits)
+    tell({"logits": {"shape": shape, "finite": finite}})
+    if order.save_logits:
+        output = of_bytes(order.save_logits, "logits", "float32", tuple(shape), exercise.raw(logits))
+        write([output], order.force, lambda count: None)
+    if not finite:
+        raise Damaged("the logits are not finite, though every weight is", kind="not-finite")
+    return f"logits {shape}, finite"
+
+
+def _optimizer(state: _State) -> str:
+    checkpoint = state.order.checkpoint
+    try:
+        state.shards = fitting.shards(checkpoint, state.order.file)
+    except CkptError as error:
+        raise Damaged(error.message, path=error.path, kind=error.kind) from error
+    if not state.shards:
+        raise _Skipped("the checkpoint keeps no optimizer")
+    single = dict(state.module.named_parameters())
+    every = dict(state.module.named_parameters(remove_duplicate=False))
+    buffers = dict(state.module.named_buffers())
+    left = {*every, *buffers, *state.blueprint.free} - set(single)
+    tensors = state.described.tensors
+    state.parameters = {name: tensor.shape for name, tensor in tensors.items() if name not in left}
+    return fitting.fit(state.shards, state.parameters, checkpoint)
+
+
+def _train(state: _State) -> str:
+    order, shards = state.order, state.shards
+    if not order.train:
+        raise _Skipped("--phase train takes a step")
+    if state.device == "meta":
+        raise _Skipped("the meta device computes nothing")
+    if not shards:
+        raise _Skipped("the checkpoint keeps no optimizer")
+    kinds = fitting.kinds(shards)
+    layout = order.checkpoint.layout if order.checkpoint else ""
+    kind = kinds[0] if len(kinds) == 1 else ""
+    kind = "AdamW" if kind == "Adam family" and layout in _ADAMW else kind
+    if kind not in _STANDARD:
+        raise _Skipped(f"its optimizer, {' and '.join(kinds) or 'of no known kind'}, is none of torch's own")
+    if len(shards) > 1 or len({group.optimizer for group in shards[0].groups}) > 1:
+        raise _Skipped("its optimizer is divided, and one process cannot take its step")
+    module, described = state.module, state.described
+    if layout == "torchtune" and any(name.startswith("model.") for name in described.tensors):
+        raise _Skipped(
+            "torchtune's optimizer has its own order of parameters and of rows, which these weights have not"
+        )
+    order_of_module = {
+        name: state.parameters[name] for name in dict(module.named_parameters()) if name in state.parameters
+    }
+    candidates = [state.parameters, *([order_of_module] if len(order_of_module) == len(state.parameters) else [])]
+    found = (fitting.assignment(shards[0].groups, one) for one in candidates)
+    assigned = next((one for one in found if one), None)
+    if assigned is None:
+        raise _Skipped("which parameter each of the optimizer's states is of cannot be told from its numbers")
+    before, after = exercise.train_step(
+        module, state.blueprint, state.tokens, kind, shards[0], assigned, described.tensors
+    )
+    assert math.isfinite(after)
+    steps = shards[0].state.step
+    at = f" from step {steps[1]}" if steps else ""
+    return f"one step of {kind}{at}: loss {before:.4f}, then {after:.4f}"

@@ -1,0 +1,137 @@
+"""Where the files of an operation are: in their place, away in its trash, on both sides of a rename, or in the way.
+
+Looks, makes folders and syncs them; only `removal` moves and deletes.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from collections.abc import Sequence
+from contextlib import suppress
+
+from ckpt_cli.atomic import fsync_directory, same_file
+from ckpt_cli.journal import File, Operation, folders_of, is_directory
+
+
+def home_of(operation: Operation, name: str) -> str:
+    return os.path.join(operation.run, name)
+
+
+def away_of(operation: Operation, name: str) -> str:
+    return os.path.join(operation.folder, name)
+
+
+def is_away(operation: Operation, file: File) -> bool:
+    home, away = home_of(operation, file.name), away_of(operation, file.name)
+    return os.path.lexists(away) and not same_file(home, away)
+
+
+def blocked(operation: Operation, file: File, gone: str | None) -> str | None:
+    """Why a file cannot come back, None where it can or is back already; `gone` is why those away may not."""
+    home, away = home_of(operation, file.name), away_of(operation, file.name)
+    if not os.path.lexists(away):
+        return None if os.path.lexists(home) else "it is deleted already"
+    if gone:
+        return gone
+    if os.path.lexists(home) and not same_file(home, away):
+        return f"{home} is there already"
+    return None
+
+
+def estranged(operation: Operation, model: File) -> str | None:
+    """Why an optimizer may not come back to the model it was taken from."""
+    try:
+        status = os.lstat(home_of(operation, model.name))
+    except OSError:
+        return f"{model.name}, which it belongs to, is not there"
+    return None if status.st_mtime_ns == model.modified else f"{model.name} is not the one it belongs to any more"
+
+
+def own_folders(run: str, files: Sequence[File]) -> tuple[str, ...]:
+    """The folders right below the run that hold some of these files and nothing else, so that each can go as one.
+
+    One that holds anything that may not be ours to delete, as far as can be told, is none.
+    """
+    inside: dict[str, list[File]] = {}
+    for file in files:
+        if os.sep in file.name:
+            inside.setdefault(file.name.partition(os.sep)[0], []).append(file)
+    return tuple(top for top, own in inside.items() if holds_only(run, top, own) and _may_go(run, own))
+
+
+def _may_go(run: str, files: Sequence[File]) -> bool:
+    """Whether every one could be deleted out of a folder that has moved: an immutable one could not.
+
+    What is only read-only is taken for such: it goes by itself then, as it always could.
+    """
+    names = {os.path.dirname(file.name) for file in files} | {file.name for file in files}
+    return all(os.access(os.path.join(run, name), os.W_OK) for name in names)
+
+
+def holds_only(place: str, top: str, files: Sequence[File]) -> bool:
+    """Whether a folder, and those in it, hold these files and no other, no empty folder, no link and no mount."""
+    inodes = {file.name: file.inode for file in files}
+    folders = set(folders_of(inodes))
+    found, pending = 0, [top]
+    try:
+        if not is_directory(os.path.join(place, top)):
+            return False
+        while pending:
+            folder = pending.pop()
+            with os.scandir(os.path.join(place, folder)) as entries:
+                for entry in entries:
+                    name = f"{folder}{os.sep}{entry.name}"
+                    # Where something is mounted, the directory tells another inode than the file itself.
+                    if inodes.get(name) == entry.inode():
+                        found += 1
+                    elif (
+                        name in folders
+                        and entry.is_dir(follow_symlinks=False)
+                        and entry.inode() == entry.stat(follow_symlinks=False).st_ino
+                    ):
+                        pending.append(name)
+                    else:
+                        return False
+    except OSError:
+        return False
+    return found == len(inodes)
+
+
+def make_room(place: str, like: str, name: str) -> None:
+    """Makes the folders of a file below `place`, as private as they are below `like`.
+
+    Raises OSError where a link would lead it elsewhere.
+    """
+    inner = ""
+    for piece in name.split(os.sep)[:-1]:
+        inner = os.path.join(inner, piece)
+        folder = os.path.join(place, inner)
+        if not os.path.isdir(folder):
+            os.mkdir(folder)
+            with suppress(OSError):
+                os.chmod(folder, stat.S_IMODE(os.stat(os.path.join(like, inner)).st_mode))
+    folder = os.path.join(place, inner)
+    if inner and os.path.realpath(folder) != os.path.join(os.path.realpath(place), inner):
+        raise OSError(errno.ELOOP, "a symbolic link leads out of the run", folder)
+
+
+def sync(operation: Operation) -> None:
+    """Makes every name that was moved durable, here and there."""
+    as_one = {folder for removal in operation.removals for folder in removal.folders}
+    for folder in (*operation.folders, ""):
+        top = folder.partition(os.sep)[0]
+        # One that went as one is on one side alone, and no name in it has changed.
+        if top in as_one and not all(os.path.isdir(of(operation, top)) for of in (home_of, away_of)):
+            continue
+        for place in (operation.run, operation.folder):
+            path = os.path.join(place, folder) if folder else place
+            if not folder or os.path.isdir(path):
+                fsync_directory(path)
+
+
+def left_folders(operation: Operation) -> list[str]:
+    """The folders of its files that are in the run still, the innermost first."""
+    paths = (os.path.join(operation.run, folder) for folder in operation.folders)
+    return [path for path in paths if os.path.isdir(path) and not os.path.islink(path)]
