@@ -31,8 +31,9 @@ test: .venv/ready
 	$(BIN)/lint-imports
 	$(BIN)/python -m pytest -n auto --dist loadfile
 
+# Measures, and writes what it measured into docs/benchmarks.md; BENCH takes options, such as --large.
 bench: .venv/ready
-	$(BIN)/python benchmarks/bench.py
+	$(BIN)/python benchmarks/write_page.py $(BENCH)
 
 # Writes completions/ from the app's own commands and options.
 completions: .venv/ready

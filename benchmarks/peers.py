@@ -31,13 +31,13 @@ REQUIREMENTS = {
 # It is a library alone.
 LOAD = "import sys; from pt_loader import PtCheckpoint; file = PtCheckpoint.load(sys.argv[1]); "
 LOOK = LOAD + "print(file.metadata())"
-EXPORT = LOAD + "file.export(sys.argv[2])"
+EXPORT = LOAD + "file.export(sys.argv[2], overwrite=True)"
 TORCH = "import sys, torch; print(torch.load(sys.argv[1], map_location='cpu', weights_only=True).keys())"
 TIMEOUT = 120
 VERDICTS = """\
-  reads: exit 0. cannot: it fails, on a file that is sound, or on every file of this kind. finds: it reads the sound file
-  of this kind and fails on this one, or says that it is dangerous. misses: exit 0 on what is damaged. silent: exit 0 on
-  what would run code, which is not run and not spoken of. RUNS IT: the code in the file ran."""
+  reads: exit 0. cannot: it fails, on a file that is sound, or on all of this kind. finds: it reads the sound file of
+  this kind and fails on this one, or calls it dangerous. misses: exit 0 on what is damaged. silent: exit 0 on what
+  would run code, which is not run and not spoken of. RUNS IT: the code in the file ran."""
 
 
 def installed(folder: Path) -> dict[str, Path]:
@@ -55,8 +55,8 @@ def installed(folder: Path) -> dict[str, Path]:
     (Path(asked.stdout.strip()) / "outer.pth").write_text("\n".join(sorted(ours)) + "\n")
     found = {}
     for name, requirement in REQUIREMENTS.items():
-        command = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", requirement]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=600)
+        command = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--retries", "1"]
+        done = subprocess.run([*command, requirement], capture_output=True, text=True)
         if done.returncode:
             print(f"{name} could not be installed and is left out: {last_line(done.stderr)}")
         else:
@@ -141,7 +141,7 @@ def timings(data: Path, ckpt: list[str], tools: Mapping[str, Path], rounds: int,
         Contestant(
             "ckpt convert (CRC, fsync, read back)", [*ckpt, "convert", str(model), "-o", str(whole), "--force"], whole
         ),
-        [Contestant(f"{LOADER} load, export", theirs, export)] if theirs else [],
+        [Contestant(f"{LOADER} load, export (no fsync)", theirs, export)] if theirs else [],
         max(2, rounds // 2),
     )
     run_once([*ckpt, "convert", str(model), "-o", str(weights)])
@@ -208,9 +208,7 @@ def findings(data: Path, every: Mapping[tuple[str, str], Sequence[str]]) -> None
     folder = data / "cases"
     folder.mkdir()
     run_once([sys.executable, str(HERE / "cases.py"), str(folder)])
-    ended = {
-        who: {case.file: outcome(command, folder / case.file) for case in CASES} for who, command in every.items()
-    }
+    ended = {who: {case.file: outcome(command, folder / case.file) for case in CASES} for who, command in every.items()}
     widths = [max(len(part) for part in who) + 2 for who in every]
     print("\nwhat each makes of the same files")
     for heads in zip(*every):

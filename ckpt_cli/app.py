@@ -17,6 +17,9 @@ from ckpt_cli.ui import out
 COMMANDS = ("list", "latest", "inspect", "verify", "load-test", "patch-config", "prune", "convert", "demo")
 
 
+# What an option takes, as click calls it and as we do.
+_KINDS = (("int range", "whole number"), ("float range", "number"), ("int", "whole number"), ("float", "number"))
+
 app = typer.Typer(
     cls=group_of(COMMANDS),
     context_settings=SETTINGS,
@@ -29,8 +32,15 @@ app = typer.Typer(
 
 
 def _version(asked: bool) -> None:
+    """Names the tool, Python and torch, which is not imported for that: its version lies beside it."""
     if asked:
-        print(f"ckpt {__version__}, Python {sys.version.split()[0]}")
+        from importlib.metadata import PackageNotFoundError, version
+
+        try:
+            torch = f"torch {version('torch')}"
+        except PackageNotFoundError:
+            torch = "no torch"
+        print(f"ckpt {__version__}, Python {sys.version.split()[0]}, {torch}")
         raise typer.Exit()
 
 
@@ -106,6 +116,8 @@ def _usage_error(error: Exception) -> CkptError | None:
         return CkptError("")
     message = error.format_message().rstrip(".")
     message = (message[:1].lower() + message[1:]).split(" (Possible options")[0]
+    for typed, said in _KINDS:
+        message = message.replace(f"is not a valid {typed}", f"is no {said}")
     close = list(getattr(error, "possibilities", None) or [])
     if message.startswith("no such command"):
         typed = message.split("'")[1] if "'" in message else ""

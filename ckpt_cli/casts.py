@@ -15,6 +15,8 @@ from typing import Any
 from ckpt_cli.decoding import small_floats
 from ckpt_cli.errors import CkptError
 
+# As --dtype has them; torch's own names do as well.
+DTYPES = ("bf16", "fp16", "fp32", "fp64")
 _WIDTHS = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2}
 _SHORT = {"fp64": "float64", "fp32": "float32", "fp16": "float16", "bf16": "bfloat16", "half": "float16",
           "double": "float64", "float": "float32"}  # fmt: skip
@@ -28,7 +30,7 @@ def target_dtype(word: str) -> str:
     """torch's name of the dtype that --dtype names; raises CkptError for one that nothing is cast to."""
     name = _SHORT.get(word.lower(), word.lower().removeprefix("torch."))
     if name not in _WIDTHS:
-        raise CkptError(f"{word!a} is no dtype to cast to: float32, float16, bfloat16 or float64")
+        raise CkptError(f"{word!a} is no dtype to cast to: {', '.join(DTYPES[:-1])} or {DTYPES[-1]}")
     return name
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Sequence
-from typing import cast
+from shlex import quote
 
 from ckpt_cli.checkpoint import Checkpoint, Part, Role, TensorFile, TensorInfo
 from ckpt_cli.errors import CkptError, Damaged
@@ -19,6 +19,8 @@ from ckpt_cli.tensors import read_index, read_tensors
 
 # Of a checkpoint, but nothing that holds tensors.
 _BESIDE = (".json", ".sha256", ".keep")
+# The roles that --part names; else it is the path of a file.
+PARTS: tuple[Role, ...] = ("model", "optimizer", "adapter")
 _DATA_FILE = re.compile(r"(__[0-9]+)_[0-9]+\.distcp")
 _Piece = tuple["str | tuple[int, ...]", TensorInfo]
 
@@ -33,8 +35,8 @@ def paths_of(file: str | None, checkpoint: Checkpoint | None, part: str | None) 
         return [file]
     if checkpoint is None:
         return [file] if file else []
-    if part in (None, "model", "optimizer", "adapter"):
-        role = cast(Role, part or "model")
+    if part is None or part in PARTS:
+        role: Role = part or "model"
         paths = _of_role(checkpoint, role)
         # Of a model that was tuned beside it, the adapter may be all that was saved.
         if not paths and part is None:
@@ -133,7 +135,7 @@ def _read(path: str) -> TensorFile:
             raise CkptError(f"{what}, and no .metadata beside it says what lies in it", path=path) from error
         raise CkptError(
             f"{what}; its {os.path.basename(index)} says what lies in it",
-            f"`ckpt inspect tensors {os.path.dirname(path) or '.'}`",
+            f"`ckpt inspect tensors {quote(os.path.dirname(path) or '.')}` reads them together",
             path,
         ) from error
     if _DATA_FILE.fullmatch(os.path.basename(path)) and _index_beside(path):

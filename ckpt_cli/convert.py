@@ -277,13 +277,3 @@ def _lost(names: Sequence[str]) -> list[str]:
         return []
     first = ", ".join(f"{name!a}" for name in names[:5]) + ", ..." * (len(names) > 5)
     return [f"what is no plain value goes along as text or as the members it has: {first}"]
-
-
-def check_target(to: str) -> None:
-    if to not in TARGETS:
-        raise CkptError(f"{to!a} is no format to convert to: {', '.join(TARGETS)}")
-
-
-def requested_dtype(word: str) -> str:
-    """torch's name of what --dtype says; raises CkptError for a dtype that nothing is cast to."""
-    return casts.target_dtype(word)

@@ -16,10 +16,11 @@ from ckpt_cli.families import Described
 from ckpt_cli.formats import dcp
 from ckpt_cli.items import Mapped
 from ckpt_cli.layouts import read_json
-from ckpt_cli.mapping import plan
+from ckpt_cli.mapping import object_at, plan, together
 from ckpt_cli.maps import naming_of
 from ckpt_cli.metadata import nested, read_metadata
 from ckpt_cli.origin import Origin, gather
+from ckpt_cli.provenance import CONFIGS, META
 
 _BASE = "base"
 # The keys under which trainers keep a state dict that has company, and the wrapper of several devices.
@@ -28,6 +29,8 @@ _WRAPPER = "module."
 _DICTS = ("dict", "ordered", "object")
 # Where a trainer writes the model's configuration: nanochat, nanoGPT, nano-gpt and the Trainer, Meta, Lightning.
 _CONFIGS = ("model_config", "model_args", "config", "params", "hyper_parameters")
+# What it is called where it is a file of its own.
+_FILES = ("config.json", "params.json")
 # Metadata with one of these is itself a configuration.
 _TELLING = ("model_type", "n_layer", "n_layers", "num_hidden_layers", "hidden_size")
 _BESIDE = re.compile(r"(?:optim|lr_sched|sched|scaler|rng|random|dataloader)[a-z_]*\..*|state\.[0-9]+\..*")
@@ -50,21 +53,30 @@ def describe(
     file: str | None,
     base: Mapping[str, Any] | None = None,
     given: Mapping[str, str] | None = None,
+    config_file: str | None = None,
 ) -> Described:
-    """What `files`, the model's, and the metadata beside them say of a model.
+    """What `files`, the model's, and the metadata beside them say of a model; what they do not say, `config_file` does:
+    a configuration, or metadata that has one.
 
-    Raises CkptError where they hold no tensors, or two of one name, Damaged where the metadata cannot be read.
+    Raises CkptError where they hold no tensors, or two of one name, and for a `config_file` that contradicts them or
+    cannot be read, Damaged where the metadata cannot be read.
     """
     origin = gather(files)
     meta = _metadata(origin, checkpoint, file)
-    found = configuration(meta) or _beside(files[0].path)
+    found = configuration(meta) or _noted(origin)
+    if config_file:
+        supplied = object_at(config_file, own=False)
+        inner = configuration(supplied)
+        found = together(found, inner or supplied, config_file)
+        meta = meta if inner is supplied or not inner else {**supplied, **meta}
+    found = found or _beside(files[0].path)
     path = checkpoint.ref if checkpoint else origin.label
     layout, source = (checkpoint.layout, checkpoint.source) if checkpoint else ("", None)
     tensors = _of_model(origin, files[0].container == dcp.NAME)
     own = meta if source == _BASE else None
     return Described(
         path, layout, source, tensors, found, meta, own if base is None else base, given or {},
-        lambda: _mapped(files, checkpoint),
+        lambda: _mapped(files, checkpoint, config_file),
     )  # fmt: skip
 
 
@@ -77,12 +89,12 @@ def configuration(meta: Mapping[str, Any]) -> Mapping[str, Any]:
     return meta if any(key in meta for key in _TELLING) else {}
 
 
-def _mapped(files: Sequence[TensorFile], checkpoint: Checkpoint | None) -> Mapped:
-    """The weights under the names of transformers; what is lacking for that cannot be supplied here."""
+def _mapped(files: Sequence[TensorFile], checkpoint: Checkpoint | None, config_file: str | None) -> Mapped:
+    """The weights under the names of transformers."""
     try:
-        return plan(files, checkpoint, "hf", None)
+        return plan(files, checkpoint, "hf", config_file)
     except CkptError as error:
-        error.hint = "--model package.module:Class builds a class of your own"
+        error.hint = error.hint or "--model package.module:Class builds a class of your own"
         raise
 
 
@@ -112,7 +124,7 @@ def _of_model(origin: Origin, nested_all: bool) -> dict[str, TensorInfo]:
 def _metadata(origin: Origin, checkpoint: Checkpoint | None, file: str | None) -> dict[str, Any]:
     """All there is: the meta file, what the model file says, what a conversion noted in its header."""
     found = read_metadata(checkpoint, None if checkpoint else file)
-    noted = _object(origin.notes.get("ckpt.meta"))
+    noted = _object(origin.notes.get(META))
     meta = {**nested(origin.values), **noted, **(found if isinstance(found, dict) else {})}
     meta.pop("__metadata__", None)
     return meta
@@ -126,9 +138,15 @@ def _object(text: str | None) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
+def _noted(origin: Origin) -> Mapping[str, Any]:
+    """A configuration that a conversion put into the header of a safetensors file."""
+    found = (_object(origin.notes.get(CONFIGS[name])) for name in _FILES)
+    return next((one for one in found if one), {})
+
+
 def _beside(path: str) -> Mapping[str, Any]:
     """A configuration that lies with a file which says nothing of itself."""
-    for name in ("config.json", "params.json"):
+    for name in _FILES:
         place = os.path.join(os.path.dirname(path), name)
         if os.path.isfile(place):
             found = read_json(place)

@@ -81,8 +81,8 @@ def walk(
 ) -> Iterator[Folder]:
     """The directories from `root` down, breadth first, each read once.
 
-    Links to directories that are met anyway are not followed; links out of the root, or to where nothing is looked
-    for in it, are, once each, and marked.
+    Links to directories that are met anyway are not followed, nor are loops, to what the root lies in; links out of the
+    root, or to where nothing is looked for in it, are, once each, and marked.
     """
     now = time.time_ns() if now is None else now
     seen: set[tuple[int, int]] = set()
@@ -108,7 +108,7 @@ def walk(
                         continue
                     out = linked
                     if entry.is_symlink():
-                        if _is_met(os.path.realpath(entry.path), root, depth):
+                        if _is_met(real := os.path.realpath(entry.path), root, depth) or _is_above(real, root):
                             continue
                         out = True
                     inner.append((entry.path, out))
@@ -222,6 +222,11 @@ def _is_met(path: str, root: str, depth: int) -> bool:
         return False
     names = path[len(root.rstrip(os.sep)) + 1 :].split(os.sep)
     return len(names) <= depth and not any(map(is_skipped, names))
+
+
+def _is_above(path: str, root: str) -> bool:
+    """Whether the root lies in the directory `path`: a link to it is a loop, which what lies beside the root is not."""
+    return root.startswith(path.rstrip(os.sep) + os.sep)
 
 
 def _unique(found: list[Checkpoint]) -> list[Checkpoint]:

@@ -11,9 +11,8 @@ from ckpt_cli.checkpoint import TensorInfo
 from ckpt_cli.errors import CkptError, Damaged
 from ckpt_cli.families import Blueprint
 from ckpt_cli.fitting import Shard
-from ckpt_cli.formats import Files
-from ckpt_cli.scalars import Numbers
-from ckpt_cli.views import is_contiguous
+from ckpt_cli.items import Item
+from ckpt_cli.resuming import Placed
 from ckpt_cli.weights import Weights
 
 if TYPE_CHECKING:
@@ -100,40 +99,26 @@ def train_step(
     tokens: torch.Tensor,
     kind: str,
     shard: Shard,
-    assigned: Mapping[str, str],
-    tensors: Mapping[str, TensorInfo],
+    placed: Sequence[Sequence[Placed]],
 ) -> tuple[float, float]:
     """One step of the restored optimizer on the cross entropy of the next token: the loss before and after it.
 
-    `kind` is AdamW, Adam or SGD, `assigned` which of the checkpoint's `tensors` each parameter of the optimizer
-    stands for. Nothing of it reaches the files. Raises Damaged for a loss that is not finite, CkptError for a state
-    that cannot be put on the model.
+    `kind` is AdamW, Adam or SGD, `placed` what each of its groups has. Nothing of it reaches the files. Raises Damaged
+    for a loss that is not finite.
     """
     import torch
 
-    items = {item.tensor.name: item for item in blueprint.items.values()}
     parameters = dict(module.named_parameters(remove_duplicate=False))
     groups: list[dict[str, Any]] = []
     saved: list[dict[str, Any]] = []
     states: dict[int, dict[str, Any]] = {}
-    with Weights() as weights, Files() as files:
-        numbers = Numbers(files)
-        for draft, told in zip(shard.groups, shard.state.groups):
-            indexes: list[int] = []
-            for key in draft.params:
-                item = items.get(tensors[assigned[key]].name)
-                if item is None:
-                    raise CkptError(f"tensor {assigned[key]!a} is no one parameter of the model that was built")
-                index = len(indexes) + sum(len(group["params"]) for group in groups)
-                indexes.append(index)
-                states[index] = {
-                    name: _state(weights, numbers, values[0], tensors[assigned[key]], item)
-                    for name, values in draft.entries.get(key, {}).items()
-                    if len(values) == 1
-                }
-            own = [parameters[items[tensors[assigned[key]].name].name] for key in draft.params]
-            groups.append({"params": own})
-            saved.append({**_settings(told.hyperparameters), "params": indexes})
+    with Weights() as weights:
+        for members, told in zip(placed, shard.state.groups):
+            first = len(states)
+            for index, one in enumerate(members, first):
+                states[index] = {name: _state(weights, value) for name, value in one.states.items()}
+            groups.append({"params": [parameters[one.name] for one in members]})
+            saved.append({**_settings(told.hyperparameters), "params": list(range(first, len(states)))})
         optimizer = getattr(torch.optim, kind)(groups, lr=1e-3)
         kept = {index: state for index, state in states.items() if state}
         defaults = [{key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups]
@@ -157,21 +142,15 @@ def _settings(told: Mapping[str, Any]) -> dict[str, Any]:
     return {key: tuple(value) if isinstance(value, list) else value for key, value in found.items()}
 
 
-def _state(weights: Weights, numbers: Numbers, value: Any, source: TensorInfo, item: Any) -> Any:
-    """One state of a parameter: a number as a tensor, a tensor turned as its parameter is from `source` to `item`."""
+def _state(weights: Weights, value: Any) -> Any:
+    """One state of a parameter as torch's optimizers keep it; numbers are tensors there."""
     import torch
 
-    if not isinstance(value, TensorInfo):
-        return torch.tensor(float(value)) if isinstance(value, (int, float)) else value
-    if value.shape != source.shape or not value.shape:
+    if isinstance(value, Item):
+        return weights.tensor(value.tensor).reshape(value.shape)
+    if isinstance(value, TensorInfo):
         return weights.tensor(value).clone()
-    view = item.tensor
-    if view._replace(name="") == source._replace(name="") and item.shape == source.shape:
-        return weights.tensor(value)
-    if not is_contiguous(source) or not is_contiguous(value):
-        raise CkptError(f"the state of {source.name!a} does not lie as the parameter does")
-    turned = value._replace(shape=view.shape, stride=view.stride, offset=value.offset + view.offset - source.offset)
-    return weights.tensor(turned).reshape(item.shape)
+    return torch.tensor(float(value)) if isinstance(value, (int, float)) else value
 
 
 def _loss(module: torch.nn.Module, blueprint: Blueprint, tokens: torch.Tensor) -> torch.Tensor:

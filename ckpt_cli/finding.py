@@ -9,6 +9,7 @@ import os
 import re
 import sys
 from collections.abc import Mapping, Sequence
+from shlex import quote
 from typing import Any
 
 from ckpt_cli.checkpoint import Checkpoint
@@ -134,7 +135,7 @@ def shard_of(directory: str, step: int, rank: int, world: int) -> str:
     missing = [number for number in range(ranks[-1] + 1) if number not in ranks]
     if missing:
         what = f"step {step} in {directory} lacks the optimizer of rank {_some(missing)} of 0 to {ranks[-1]}"
-        raise NoCheckpoint(what, f"`ckpt latest {directory} --resumable` finds one that is whole")
+        raise NoCheckpoint(what, f"`ckpt latest {quote(directory)} --resumable` finds one that is whole")
     if len(ranks) != world:
         said = f"{len(ranks)} rank{'s' if len(ranks) > 1 else ''}"
         what = f"step {step} in {directory} was saved by {said}, and this run has {world}: the shards do not fit"
@@ -151,7 +152,9 @@ def metadata_at(path: str) -> dict[str, Any]:
     try:
         meta = read_json(path)
     except CkptError as error:
-        raise Damaged(error.message, f"`ckpt verify {path}` looks at all of it", path, kind="bad-meta") from error
+        raise Damaged(
+            error.message, f"`ckpt verify {quote(path)}` looks at all of it", path, kind="bad-meta"
+        ) from error
     if not isinstance(meta, dict):
         raise Damaged(f"{path} holds a JSON {type(meta).__name__}, not an object", path=path, kind="bad-meta")
     return meta
@@ -163,7 +166,7 @@ def refuse_damaged(path: str) -> None:
     for problem in checked.problems:
         if problem.code not in REMARKS:
             error = CkptError if problem.code in _NO_DAMAGE else Damaged
-            hint = f"`ckpt verify {path}` says all that is wrong with it"
+            hint = f"`ckpt verify {quote(path)}` says all that is wrong with it"
             raise error(problem.detail, hint, path, kind=problem.code, record=problem.record)
 
 
@@ -204,4 +207,4 @@ def _some(names: Sequence[object]) -> str:
 
 
 def _listing(directory: str) -> str:
-    return f"`ckpt list --root {directory}` shows what is there"
+    return f"`ckpt list --root {quote(directory)}` shows what is there"

@@ -35,6 +35,29 @@ class Fit(NamedTuple):
     reason: str
 
 
+def unknown(kind: str, config: Config, shapes: Shapes) -> str | None:
+    """Why the shapes can say nothing of a configuration, None where they do; `kind` is who wrote it."""
+    if not shapes:
+        return "there are no tensors to compare it with"
+    if kind == "hf":
+        told = config.get("model_type")
+        if _is_packed(config, shapes):
+            return "its tensors are quantized, and their shapes are not those of the model"
+        if not isinstance(told, str):
+            return "it does not say its model_type"
+        if told != "gpt2" and told not in HEADED:
+            return f"nothing is known of the model type {told[:80]!a}"
+        name = "wte.weight" if told == "gpt2" else "embed_tokens.weight"
+    else:
+        name = "tok_embeddings.weight" if kind == "meta" else _WTE
+    rows = next((shape for key, shape in shapes.items() if key == name or key.endswith(f".{name}")), ())
+    if len(rows) != 2:
+        return f"there is no {name} among its tensors"
+    if kind == "meta" and _is_sliced(shapes, rows[1]):
+        return "its tensors are slices, one a rank, whose shapes are not those of the model"
+    return None
+
+
 def nanochat_fits(config: Config, shapes: Shapes) -> Iterator[Fit]:
     rows, width = _matrix(shapes, _WTE)
     if not width:
@@ -108,7 +131,7 @@ def gpt2_fits(config: Config, shapes: Shapes, says_bias: bool) -> Iterator[Fit]:
 def decoder_fits(config: Config, shapes: Shapes) -> Iterator[Fit]:
     """A config.json; of a model type that is not known here nothing is said."""
     kind = config.get("model_type")
-    if "quantization_config" in config:  # its matrices are packed
+    if _is_packed(config, shapes):
         return
     if kind == "gpt2":
         yield from _gpt2_config(config, shapes)
@@ -195,9 +218,8 @@ def _llama_heads(config: Config, shapes: Shapes, width: int, kind: str) -> Itera
 def params_fits(config: Config, shapes: Shapes) -> Iterator[Fit]:
     """A params.json of Meta's; the vocabulary is -1 where the tokenizer was to say it."""
     rows, width = _matrix(shapes, "tok_embeddings.weight")
-    queries, _ = _matrix(shapes, "layers.0.attention.wq.weight")
     keys, _ = _matrix(shapes, "layers.0.attention.wk.weight")
-    if not width or queries != width:  # a slice of a model that is split over several ranks
+    if not width or _is_sliced(shapes, width):
         return
     yield from _equal(config, "dim", width, f"tok_embeddings.weight has {width} columns")
     yield from _layers(config, "n_layers", shapes, r"layers\.([0-9]+)\.")
@@ -215,6 +237,18 @@ def params_fits(config: Config, shapes: Shapes) -> Iterator[Fit]:
         yield Fit("n_kv_heads", fitting, reason)
     elif shared is not None and shared != fitting:
         yield Fit("n_kv_heads", None, f"{reason}, if n_heads {heads} is right: nothing says which")
+
+
+def _is_packed(config: Config, shapes: Shapes) -> bool:
+    """Whether its matrices are quantized, several numbers in one: `quantization` is what MLX calls it."""
+    return not {"quantization_config", "quantization"}.isdisjoint(config) or any(
+        name.endswith((".qweight", ".scales")) for name in shapes
+    )
+
+
+def _is_sliced(shapes: Shapes, width: int) -> bool:
+    """Whether a model of Meta's is split over ranks: its queries by rows, its embedding by columns to Llama 2."""
+    return _matrix(shapes, "layers.0.attention.wq.weight") != (width, width)
 
 
 def _equal(config: Config, key: str, fitting: Any, reason: str) -> Iterator[Fit]:

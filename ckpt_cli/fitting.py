@@ -14,8 +14,9 @@ from typing import NamedTuple
 from ckpt_cli.checkpoint import Checkpoint, TensorFile, TensorInfo
 from ckpt_cli.contents import indexes_of, read_files
 from ckpt_cli.errors import CkptError, Damaged
-from ckpt_cli.optimizer import Draft, OptimizerState, groups_of, optimizer_state
+from ckpt_cli.optimizer import OptimizerState, optimizer_state
 from ckpt_cli.origin import unwrapped
+from ckpt_cli.param_groups import Draft, groups_of
 
 Shape = tuple[int, ...]
 # Trainers that hand every parameter of the model to their optimizers, and the one that shards them by itself.

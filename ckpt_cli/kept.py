@@ -13,6 +13,7 @@ from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 from ckpt_cli.atomic import staged
+from ckpt_cli.discover import TRASH
 from ckpt_cli.journal import is_directory
 
 FOLDER = ".ckpt-undo"
@@ -63,6 +64,15 @@ def kept_of(operation: Operation, paths: Iterable[str] | None) -> list[Entry]:
         for entry in operation.entries
         if os.path.lexists(operation.kept(entry)) and (paths is None or os.path.join(operation.run, entry.of) in paths)
     ]
+
+
+def is_in_trash(operation: Operation) -> bool:
+    """Whether old files of it wait in the run's trash: if they come back, only its journal tells what they are."""
+    home = os.path.join(operation.run, TRASH)
+    try:
+        return any(is_directory(os.path.join(home, name, FOLDER, operation.id)) for name in os.listdir(home))
+    except OSError:
+        return False
 
 
 def sha256(path: str) -> str:

@@ -7,24 +7,24 @@ process does not survive is the fault of the level that it was at.
 from __future__ import annotations
 
 import gc
-import math
 import os
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, Literal, NamedTuple
 
-from ckpt_cli import exercise, fitting, rebuild
-from ckpt_cli.checkpoint import Checkpoint, Problem, TensorFile
+from ckpt_cli import exercise, fitting, rebuild, resuming
+from ckpt_cli.checkpoint import Problem, TensorFile
 from ckpt_cli.contents import read_files
 from ckpt_cli.described import describe, model_paths
 from ckpt_cli.errors import CkptError, Damaged
 from ckpt_cli.families import Blueprint, Described, planned
 from ckpt_cli.fitting import Shape, Shard
+from ckpt_cli.formats import dcp, safetensors
 from ckpt_cli.orders import Order
 from ckpt_cli.safetensors_writer import of_bytes
 from ckpt_cli.soundness import Checked, check
-from ckpt_cli.vocabulary import tokenizers
+from ckpt_cli.vocabulary import fits
 from ckpt_cli.weights import resident
 from ckpt_cli.writing import write
 
@@ -38,7 +38,8 @@ _OF_MODEL, _OF_OPTIMIZER = "integrity", "integrity of the optimizer"
 # that use no other.
 _STANDARD = ("AdamW", "Adam", "SGD")
 _ADAMW = ("nano-gpt", "nanoGPT", "build-nanogpt", "huggingface", "torchtune")
-_LANES = 2
+# Formats that have names in an order of their own.
+_SORTED = (dcp.NAME, safetensors.NAME)
 Tell = Callable[[dict[str, Any]], None]
 
 
@@ -148,8 +149,9 @@ class _State:
 def _read(order: Order, files: list[TensorFile]) -> str:
     checkpoint = order.checkpoint
     for problem in checkpoint.problems if checkpoint else ():
-        # A rank's shard that is missing is a matter of the optimizer.
-        if "optim" not in os.path.basename(problem.path):
+        name = os.path.basename(problem.path)
+        # A rank's shard that is missing is a matter of the optimizer; --config stands for a missing meta file.
+        if "optim" not in name and not (order.config and name.startswith("meta_")):
             raise Damaged(problem.detail, path=problem.path, kind=problem.code)
     found = read_files(model_paths(checkpoint, order.file))
     files += found
@@ -173,7 +175,8 @@ def _tell_integrity(progress: _Progress, checked: Future[tuple[Checked, float]],
         more = f", and {len(found.problems) - 1} more" if len(found.problems) > 1 else ""
         progress.done(Level("integrity", "fail", seconds, found.problems[0].detail + more))
     elif len(found.bare) == found.files:
-        progress.done(Level("integrity", "skip", seconds, f"no checksum was written for {', '.join(found.bare[:4])}"))
+        what = f"no checksum was written for {', '.join(found.bare[:4])}: `ckpt verify --record` writes one"
+        progress.done(Level("integrity", "skip", seconds, what))
     else:
         none = f", {len(found.bare)} of them without a checksum" if found.bare else ""
         progress.done(Level("integrity", "pass", seconds, f"{found.files} file{'s'[: found.files > 1]}{none}"))
@@ -181,32 +184,38 @@ def _tell_integrity(progress: _Progress, checked: Future[tuple[Checked, float]],
 
 def _build(state: _State, tell: Tell) -> str:
     order = state.order
-    described = state.described = describe(state.files, order.checkpoint, order.file, order.base, order.given)
+    described = state.described = describe(
+        state.files, order.checkpoint, order.file, order.base, order.given, order.config
+    )
     if order.model:
         from ckpt_cli.own_model import blueprint_of
 
         blueprint = blueprint_of(order.model, described)
     else:
-        blueprint = planned(described, order.family)
+        blueprint = _planned(described, order.family, tell)
     state.blueprint = blueprint
     tell({"family": blueprint.family, "assumptions": [list(one) for one in blueprint.assumptions]})
     differences = rebuild.compare(blueprint)
     tell({"keys": [differences.missing, differences.unexpected, differences.mismatched]})
     if differences:
         raise Damaged(differences.summary, path=state.files[0].path, kind="keys")
-    _check_vocabulary(order.checkpoint, blueprint)
+    fits(order.checkpoint, blueprint.vocab_size)
     module = state.module = rebuild.build(blueprint, state.device, order.dtype, order.train)
     dtype, count = rebuild.dtype_of(module, blueprint), rebuild.parameters_of(module)
     tell({"dtype": dtype, "parameters": count})
     return f"{blueprint.family}, {count:,} parameters, {dtype}"
 
 
-def _check_vocabulary(checkpoint: Checkpoint | None, blueprint: Blueprint) -> None:
-    size = blueprint.vocab_size
-    for one in tokenizers(checkpoint):
-        if one.tokens > size or (one.exactly and one.tokens != size):
-            what = f"{one.path} has {one.tokens} tokens, the configuration says vocab_size {size}"
-            raise Damaged(what, path=one.path, kind="vocabulary")
+def _planned(described: Described, family: str | None, tell: Tell) -> Blueprint:
+    """Names that a map does not find, or cannot place, are those of a model that is known: it is damaged."""
+    try:
+        return planned(described, family)
+    except CkptError as error:
+        if error.kind not in ("missing-tensor", "unknown-tensor", "wrong-shape"):
+            raise
+        missing, unknown = ([error.record] if error.kind == f"{kind}-tensor" else [] for kind in ("missing", "unknown"))
+        tell({"keys": [missing, unknown, []]})
+        raise Damaged(error.message, path=error.path, kind="keys") from error
 
 
 def _forward(state: _State, tell: Tell) -> str:
@@ -216,7 +225,9 @@ def _forward(state: _State, tell: Tell) -> str:
     state.tokens = exercise.batch(state.blueprint, order.tokens, state.device)
     bad = exercise.not_finite(state.module)
     if bad:
-        raise Damaged(f"not finite: {exercise.named(bad)}", path=state.files[0].path, kind="not-finite")
+        names = {tensor.name: name for name, tensor in state.described.tensors.items()}
+        own = [(names.get(state.blueprint.items[name].tensor.name, name), count) for name, count in bad]
+        raise Damaged(f"not finite: {exercise.named(own)}", path=state.files[0].path, kind="not-finite")
     logits = exercise.forward(state.module, state.blueprint, state.tokens)
     shape, finite = list(logits.shape), exercise.is_finite(logits)
     tell({"logits": {"shape": shape, "finite": finite}})
@@ -261,23 +272,18 @@ def _train(state: _State) -> str:
         raise _Skipped(f"its optimizer, {' and '.join(kinds) or 'of no known kind'}, is none of torch's own")
     if len(shards) > 1 or len({group.optimizer for group in shards[0].groups}) > 1:
         raise _Skipped("its optimizer is divided, and one process cannot take its step")
-    module, described = state.module, state.described
-    if layout == "torchtune" and any(name.startswith("model.") for name in described.tensors):
-        raise _Skipped(
-            "torchtune's optimizer has its own order of parameters and of rows, which these weights have not"
-        )
-    order_of_module = {
-        name: state.parameters[name] for name in dict(module.named_parameters()) if name in state.parameters
-    }
-    candidates = [state.parameters, *([order_of_module] if len(order_of_module) == len(state.parameters) else [])]
-    found = (fitting.assignment(shards[0].groups, one) for one in candidates)
-    assigned = next((one for one in found if one), None)
-    if assigned is None:
+    if order.checkpoint and order.checkpoint.having("adapter"):
+        raise _Skipped("its optimizer is that of the adapter, which the model was built without")
+    if any(str(parameter.dtype) == "torch.float16" for parameter in state.module.parameters()):
+        raise _Skipped("what an optimizer adds for stability is 0 in float16: --dtype fp32 or bf16 takes a step")
+    if layout == "torchtune":
+        placed = resuming.placed_of_torchtune(shards[0], state.files, order.checkpoint, order.config)
+    else:
+        sort = state.files[0].container in _SORTED
+        placed = resuming.placed(shards[0], state.blueprint, state.parameters, state.described.tensors, sort)
+    if placed is None:
         raise _Skipped("which parameter each of the optimizer's states is of cannot be told from its numbers")
-    before, after = exercise.train_step(
-        module, state.blueprint, state.tokens, kind, shards[0], assigned, described.tensors
-    )
-    assert math.isfinite(after)
+    before, after = exercise.train_step(state.module, state.blueprint, state.tokens, kind, shards[0], placed)
     steps = shards[0].state.step
     at = f" from step {steps[1]}" if steps else ""
     return f"one step of {kind}{at}: loss {before:.4f}, then {after:.4f}"

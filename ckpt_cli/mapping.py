@@ -181,37 +181,39 @@ def _configuration(
         name = os.path.basename(part.path)
         kind = "meta" if part.role == "meta" and name.startswith("meta") else _OWN.get(name)
         if kind:
-            known[kind] = _object(part.path, own=True)
-        elif name == _REPOSITORY and "repo_id" in (found := _object(part.path, own=True)):
+            known[kind] = object_at(part.path, own=True)
+        elif name == _REPOSITORY and "repo_id" in (found := object_at(part.path, own=True)):
             known["adapter"].setdefault("base_model_name_or_path", found["repo_id"])
     if config_file:
-        given = known["given"] = _object(config_file, own=False)
+        given = known["given"] = object_at(config_file, own=False)
         kinds = [kind for kind, keys in _GIVEN.items() if any(key in given for key in keys)]
         # A key or two of whatever is there.
         for kind in kinds or [kind for kind in ("config", "params") if known[kind]]:
-            known[kind] = _together(known[kind], given, config_file)
+            known[kind] = together(known[kind], given, config_file)
     notes = []
     folder = os.path.dirname(files[0].path)
     for name, kind in _OWN.items():
         path = os.path.join(folder, name)
         if not (known["config"] or known["params"] if kind != "adapter" else known[kind]) and os.path.isfile(path):
-            known[kind] = _object(path, own=True)
+            known[kind] = object_at(path, own=True)
             notes.append(f"{path} is taken for its configuration")
     return known, tuple(notes)
 
 
-def _together(own: dict[str, Any], given: dict[str, Any], path: str) -> dict[str, Any]:
+def together(own: Mapping[str, Any], given: Mapping[str, Any], path: str) -> dict[str, Any]:
+    """What a source says of itself, and what the file at `path` adds. Raises CkptError where they contradict."""
     for key in _DECIDING:
         if key in own and key in given and own[key] != given[key]:
             raise CkptError(f"the source says {key} {own[key]!a}, {path} says {given[key]!a}")
     both = {**own, **{key: value for key, value in given.items() if key not in own}}
     settings = own.get("model_config"), given.get("model_config")
     if all(isinstance(each, dict) for each in settings):
-        both["model_config"] = _together(*cast("tuple[dict[str, Any], dict[str, Any]]", settings), path)
+        both["model_config"] = together(*cast("tuple[dict[str, Any], dict[str, Any]]", settings), path)
     return both
 
 
-def _object(path: str, own: bool) -> dict[str, Any]:
+def object_at(path: str, own: bool) -> dict[str, Any]:
+    """The object of a file of JSON. Raises CkptError where it has none; Damaged if the file is the source's `own`."""
     try:
         found = read_json(path)
         if not isinstance(found, dict):

@@ -17,6 +17,7 @@ from ckpt_cli.fitted import (
     gpt2_fits,
     nanochat_fits,
     params_fits,
+    unknown,
 )
 from ckpt_cli.revisions import revision_of
 
@@ -77,14 +78,19 @@ class Migration(NamedTuple):
     find: Callable[[Subject], Iterable[Finding]]
 
 
+def _has_pattern(config: Mapping[str, Any]) -> bool:
+    """Whether it says which windows there are; null is nothing that the trainer could use."""
+    return config.get("window_pattern") is not None
+
+
 def _unwindowed(subject: Subject) -> Iterator[Finding]:
-    if "window_pattern" not in subject.config and subject.revision == "v1":
+    if not _has_pattern(subject.config) and subject.revision == "v1":
         yield Finding("window_pattern", "L", "a v1 model has no windows: full context, as it was trained")
 
 
 def _windowed(subject: Subject) -> Iterator[Finding]:
     """Of what was trained with windows, or may have been; a base run always says which."""
-    if "window_pattern" in subject.config or subject.revision == "v1":
+    if _has_pattern(subject.config) or subject.revision == "v1":
         return
     early = subject.revision == "lambdas"
     base = subject.base()
@@ -199,6 +205,13 @@ def findings(subject: Subject) -> list[Finding]:
             for finding in migration.find(subject):
                 found.setdefault(finding.key, finding)
     return list(found.values())
+
+
+def unseen(subject: Subject) -> str | None:
+    """Why nothing can be found in a configuration, None where it is looked at."""
+    if not subject.kind:
+        return "it holds no configuration of a known trainer"
+    return unknown(subject.kind, subject.config, subject.shapes)
 
 
 def beyond(subject: Subject) -> str | None:

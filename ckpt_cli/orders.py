@@ -10,7 +10,7 @@ from ckpt_cli.checkpoint import Checkpoint, Part, Problem, Ranks
 
 class Order(NamedTuple):
     """What is to be tried. `file` is what TARGET named, `base` the metadata of the base run of the same tag, `given`
-    what --set says, `device` a word as --device takes it."""
+    what --set says, `device` a word as --device takes it, `config` a file that says what the checkpoint does not."""
 
     checkpoint: Checkpoint | None
     file: str | None
@@ -24,6 +24,7 @@ class Order(NamedTuple):
     tokens: list[int] | None = None
     save_logits: str | None = None
     force: bool = False
+    config: str | None = None
 
 
 def written(order: Order) -> str:

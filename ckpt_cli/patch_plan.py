@@ -7,19 +7,22 @@ import os
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cache, partial
+from shlex import quote
 from typing import Any, Literal, NamedTuple
 
 from ckpt_cli.checkpoint import Checkpoint, Problem, TensorFile
 from ckpt_cli.contents import read_files
 from ckpt_cli.described import base_metadata, model_paths
 from ckpt_cli.discover import SOURCES
-from ckpt_cli.errors import CkptError, Refused
+from ckpt_cli.errors import CkptError, Damaged, Refused
 from ckpt_cli.maps import naming_of
-from ckpt_cli.migrations import MISSING, Subject, beyond, findings
+from ckpt_cli.migrations import MISSING, Subject, beyond, findings, unseen
 from ckpt_cli.patch import Change, Document, apply, document_of, fitting, located, misfit, mistyped, same
 
 _FORCE = "--force sets it all the same"
 _WINDOWS = re.compile("[SsLl]+")
+# What layouts call a part of the model that is missing.
+_OF_THE_MODEL = ("a shard", "shard ", "a data file", "the model", "the index", "a component")
 # Layouts whose model files always hold a configuration.
 _KEPT_INSIDE = ("nano-gpt", "nanoGPT", "build-nanogpt")
 
@@ -35,7 +38,7 @@ class Planned(NamedTuple):
     """What becomes of one checkpoint, or of a file of none.
 
     `unclear` are findings that nothing decides, `failure` why it could not be looked at or may not be changed, `note`
-    why no patch makes a newer trainer load it.
+    why no patch makes a newer trainer load it, `skipped` why there is nothing in it to look at.
     """
 
     ref: str | None
@@ -47,11 +50,14 @@ class Planned(NamedTuple):
     unclear: tuple[Problem, ...] = ()
     failure: CkptError | None = None
     note: str | None = None
+    skipped: str | None = None
 
     @property
-    def state(self) -> Literal["changes", "fine", "unclear", "failed"]:
+    def state(self) -> Literal["changes", "fine", "unclear", "failed", "skipped"]:
         if self.failure:
             return "failed"
+        if self.skipped:
+            return "skipped"
         return "changes" if self.changes else "unclear" if self.unclear else "fine"
 
     @property
@@ -111,14 +117,16 @@ def plan(
     try:
         if checkpoint and checkpoint.linked:
             where = os.path.realpath(checkpoint.run_dir)
-            raise Refused(f"{checkpoint.ref} lies outside the root, in {where}", f"--root {where} patches it there")
+            raise Refused(
+                f"{checkpoint.ref} lies outside the root, in {where}", f"--root {quote(where)} patches it there"
+            )
         if checkpoint and checkpoint.state == "in-progress" and not force:
             raise Refused(f"{checkpoint.ref} is still being written", "--force patches it all the same")
-        document = _document(checkpoint, file, bool(hands))
+        document, why = _document(checkpoint, file, bool(hands))
         if document is None:
             if hands:
                 raise CkptError(f"{planned.label} has no configuration of its own that could be edited")
-            return planned
+            return planned._replace(skipped=why)
         planned = planned._replace(path=document.path, before=document)
         _check_place(planned)
         base = cache(lambda: _base_of(checkpoint, found, sources))
@@ -135,17 +143,32 @@ def plan(
         )
 
 
-def _document(checkpoint: Checkpoint | None, file: str | None, wanted: bool) -> Document | None:
-    """The document; where nobody asks for it by name, a model file that holds none of a known trainer's is none."""
+def left_alone(checkpoint: Checkpoint, every: bool) -> Planned | None:
+    """The plan for one of many that is not looked at for what it is, None for any other. Asked for alone it is refused,
+    and so is a run that lies elsewhere unless `every` one is meant.
+    """
+    why = None
+    if checkpoint.linked and every:
+        why = f"it lies outside the root, in {os.path.realpath(checkpoint.run_dir)}"
+    elif checkpoint.state == "in-progress" and not checkpoint.linked:
+        why = "it is still being written"
+    return Planned(checkpoint.ref, checkpoint.dir, checkpoint, skipped=why) if why else None
+
+
+def _document(checkpoint: Checkpoint | None, file: str | None, wanted: bool) -> tuple[Document | None, str]:
+    """The document, or why there is none: where nobody asks for it by name, a model file that holds no configuration of
+    a known trainer's is none."""
     try:
-        return document_of(checkpoint, file)
-    except CkptError:
+        return document_of(checkpoint, file), "it has no configuration of its own"
+    except CkptError as error:
         if wanted or checkpoint is None or checkpoint.layout in _KEPT_INSIDE or checkpoint.having("meta", "config"):
             raise
-        return None
+        return None, error.message
 
 
 def _migrated(planned: Planned, document: Document, subject: Subject) -> Planned:
+    if why := unseen(subject):
+        return planned._replace(skipped=why)
     changes, unclear = [], []
     for finding in findings(subject):
         path = (*document.place, finding.key)
@@ -240,6 +263,8 @@ def _shapes(checkpoint: Checkpoint | None, document: Document, forced: bool) -> 
     if not document.kind:
         return {}
     try:
+        if checkpoint is not None and not document.file and (lost := _lost(checkpoint)):
+            raise Damaged(lost.detail)
         files: Iterable[TensorFile] = [document.file] if document.file else []
         if not document.file and checkpoint is not None:
             files = read_files(model_paths(checkpoint, None))
@@ -251,6 +276,19 @@ def _shapes(checkpoint: Checkpoint | None, document: Document, forced: bool) -> 
         raise type(error)(said, error.hint, error.path) from error
     _, prefix = naming_of(list(named))
     return {name[len(prefix) :]: shape for name, shape in named.items() if name.startswith(prefix)}
+
+
+def _lost(checkpoint: Checkpoint) -> Problem | None:
+    """What of the model is not there: fewer tensors would look like fewer layers."""
+    return next(
+        (
+            problem
+            for problem in checkpoint.problems
+            if problem.code in ("bad-index", "unfinished")
+            or (problem.code == "missing-part" and problem.detail.startswith(_OF_THE_MODEL))
+        ),
+        None,
+    )
 
 
 def _check_place(planned: Planned) -> None:

@@ -5,8 +5,8 @@ It does not know which checkpoints of a run are then meant.
 
 import os
 import re
-import shlex
 from collections.abc import Mapping, Sequence
+from shlex import quote
 from typing import NamedTuple
 
 from ckpt_cli.checkpoint import Checkpoint
@@ -231,7 +231,7 @@ def _similar(text: str, found: Discovery) -> str:
 
 def listing(root: str) -> str:
     """The hint that names the command which lists a root."""
-    return f"`ckpt list --root {shlex.quote(root)}` shows what is there"
+    return f"`ckpt list --root {quote(root)}` shows what is there"
 
 
 def _close(word: str, words: Sequence[str], count: int) -> list[str]:

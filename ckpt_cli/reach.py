@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from shlex import quote
 
 from ckpt_cli.errors import CkptError, Refused
 from ckpt_cli.query import Query
@@ -30,4 +31,6 @@ def refuse_outside(query: Query) -> None:
     for checkpoint in query.pool:
         if not f"{checkpoint.run_dir}{os.sep}".startswith(above):
             where = os.path.realpath(checkpoint.run_dir)
-            raise Refused(f"the run of {checkpoint.ref} lies in {where}, outside the root", f"--root {where} prunes it")
+            raise Refused(
+                f"the run of {checkpoint.ref} lies in {where}, outside the root", f"--root {quote(where)} prunes it"
+            )

@@ -11,11 +11,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ckpt_cli.errors import CkptError, Damaged
 from ckpt_cli.families import Blueprint
+from ckpt_cli.items import Item
 from ckpt_cli.weights import Weights, torch_dtype
 
 if TYPE_CHECKING:
     import torch
 
+DEVICES = ("auto", "cpu", "cuda[:N]", "mps", "meta")
 DEVICE = re.compile(r"auto|cpu|cuda(?::[0-9]{1,4})?|mps|meta")
 # Where 16-bit floats are widened to float32, as nanochat's loader does it for want of arithmetic.
 _WIDENING = ("cpu", "mps")
@@ -78,7 +80,7 @@ def pick_device(word: str, there: Devices) -> str:
     Raises CkptError for one that is not there.
     """
     if not DEVICE.fullmatch(word):
-        raise CkptError(f"{word!a} is no device: auto, cpu, cuda, cuda:N, mps or meta")
+        raise CkptError(f"{word!a} is no device: {', '.join(DEVICES[:-1])} or {DEVICES[-1]}")
     if word == "auto":
         return "cuda:0" if there.cuda else "mps" if there.mps else "cpu"
     kind, _, number = word.partition(":")
@@ -137,9 +139,15 @@ def build(
         module = blueprint.build()
     if device != "meta":
         with Weights() as weights, torch.no_grad():
+            # A head that is the embedding is one tensor of the file: it is cast once.
+            loaded: dict[tuple[Any, ...], torch.Tensor] = {}
             for name in blueprint.shapes:
+                item = blueprint.items[name]
                 narrow = name in blueprint.narrow and not (trainable or dtype)
-                _assign(module, name, _loaded(weights, blueprint, name, place, dtype, narrow))
+                key = (item.tensor._replace(name=""), item.shape, item.dtype, narrow)
+                if key not in loaded:
+                    loaded[key] = _loaded(weights, item, place, dtype, narrow)
+                _assign(module, name, loaded[key])
     with torch.no_grad():
         blueprint.finish(module, place)
     left = [name for name, tensor in _tensors(module) if tensor.device.type == "meta"]
@@ -148,10 +156,7 @@ def build(
     return module.eval()
 
 
-def _loaded(
-    weights: Weights, blueprint: Blueprint, name: str, place: torch.device, dtype: str | None, narrow: bool
-) -> torch.Tensor:
-    item = blueprint.items[name]
+def _loaded(weights: Weights, item: Item, place: torch.device, dtype: str | None, narrow: bool) -> torch.Tensor:
     tensor = weights.tensor(item.tensor).reshape(item.shape)
     if item.dtype != item.tensor.dtype:
         tensor = tensor.to(torch_dtype(item.dtype))
@@ -182,12 +187,12 @@ def parameters_of(module: torch.nn.Module) -> int:
 
 
 def dtype_of(module: torch.nn.Module, blueprint: Blueprint) -> str:
-    """The dtype that arithmetic on its weights is done in: the widest of theirs."""
+    """The dtype that arithmetic on its weights is done in: the widest of theirs, of which those that are only looked
+    up are none."""
     import torch
 
     found: torch.dtype | None = None
     for name, parameter in module.named_parameters():
-        if parameter.is_floating_point():
-            wide = torch.float32 if name in blueprint.narrow and parameter.device.type == "cpu" else parameter.dtype
-            found = wide if found is None else torch.promote_types(found, wide)
+        if parameter.is_floating_point() and name not in blueprint.narrow:
+            found = parameter.dtype if found is None else torch.promote_types(found, parameter.dtype)
     return str(found or torch.float32).removeprefix("torch.")

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable, Sequence
+from shlex import quote
 
 from ckpt_cli.checkpoint import Checkpoint, is_complete, newest
 from ckpt_cli.errors import CkptError, NotFound
@@ -16,7 +17,7 @@ def choose(query: Query) -> tuple[Checkpoint, ...]:
     """The set of checkpoints that is meant: every step of a run where none is named, everything without TARGET."""
     pool = query.pool
     if query.file and not pool:
-        raise CkptError(f"{query.file} is no part of a checkpoint")
+        raise _no_part(query.file)
     if query.step is None:
         return pool
     if query.step in ("latest", "best"):
@@ -37,7 +38,7 @@ def choose_one(query: Query, accept: Accept | None = None, what: str = "complete
     pool = query.pool
     if not pool:
         if query.file:
-            raise CkptError(f"{query.file} is no part of a checkpoint")
+            raise _no_part(query.file)
         raise NotFound(f"there are no checkpoints in {query.root.path}", "`ckpt demo` writes a small tree to try")
     if query.file:
         return pool[0], None
@@ -57,6 +58,11 @@ def choose_one(query: Query, accept: Accept | None = None, what: str = "complete
     if checkpoint is None:
         raise NotFound(f"no checkpoint of {runs[0][0].run} is {what}", listing(query.root.path))
     return checkpoint, why
+
+
+def _no_part(file: str) -> CkptError:
+    hint = f"`ckpt inspect tensors {quote(file)}` looks into a file by itself"
+    return CkptError(f"{file} is no part of a checkpoint", hint)
 
 
 def _of_each_run(pool: Sequence[Checkpoint], step: str, metric: str | None) -> tuple[Checkpoint, ...]:

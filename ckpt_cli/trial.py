@@ -80,7 +80,7 @@ def run(order: Order, timeout: float) -> Outcome:
             limit = max(timeout, _LEAST_PREPARATION) if at == PREPARATION else timeout
             event = lines.next(start + limit)
             if event is None:
-                why = _end_of(child, limit)
+                why = _end_of(child) if lines.ended else f"it took longer than {limit:g} seconds, and was stopped"
                 break
             heard.append(event)
             if "begin" in event:
@@ -133,16 +133,18 @@ class _Lines:
     def __init__(self, child: subprocess.Popen[bytes]) -> None:
         assert child.stdout is not None
         self.child, self.descriptor, self.buffer = child, child.stdout.fileno(), b""
+        self.ended = False
 
     def next(self, deadline: float) -> dict[str, Any] | None:
         """The next one; None when the process has ended, or says nothing until `deadline` (time.monotonic)."""
         while b"\n" not in self.buffer:
-            ended = self.child.poll() is not None
-            wait = 0.0 if ended else min(_TICK, deadline - time.monotonic())
+            gone = self.child.poll() is not None
+            wait = 0.0 if gone else min(_TICK, deadline - time.monotonic())
             ready = select.select([self.descriptor], [], [], max(0.0, wait))[0]
             data = os.read(self.descriptor, 1 << 16) if ready else b""
             # Others may hold the pipe open when the process itself is gone.
-            if (ready and not data) or (not ready and (ended or time.monotonic() >= deadline)):
+            self.ended = not data and bool(ready or gone)
+            if self.ended or (not ready and time.monotonic() >= deadline):
                 return None
             self.buffer += data
         line, _, self.buffer = self.buffer.partition(b"\n")
@@ -150,12 +152,12 @@ class _Lines:
         return event
 
 
-def _end_of(child: subprocess.Popen[bytes], limit: float) -> str:
-    """Why nothing more is heard of the process, as a sentence."""
+def _end_of(child: subprocess.Popen[bytes]) -> str:
+    """What the process ended with that says nothing more, as a sentence."""
     try:
         code = child.wait(_TICK)
     except subprocess.TimeoutExpired:
-        return f"it took longer than {limit:g} seconds, and was stopped"
+        return "its process said nothing more, and was stopped"
     if code >= 0:
         return f"its process ended with exit code {code}"
     name = signal.Signals(-code).name if -code in signal.Signals._value2member_map_ else f"signal {-code}"

@@ -17,7 +17,20 @@ from typing import NamedTuple
 from ckpt_cli.atomic import discard, fsync_directory, remove_empty, rename_all, same_file, second_name
 from ckpt_cli.errors import CkptError, Refused
 from ckpt_cli.interrupts import uninterruptible
-from ckpt_cli.kept import FOLDER, JOURNAL, UNDOING, Entry, Operation, kept_of, names, note, noted, read, sha256
+from ckpt_cli.kept import (
+    FOLDER,
+    JOURNAL,
+    UNDOING,
+    Entry,
+    Operation,
+    is_in_trash,
+    kept_of,
+    names,
+    note,
+    noted,
+    read,
+    sha256,
+)
 from ckpt_cli.likeness import copy, dress
 from ckpt_cli.writing import Advance, Output, write
 
@@ -135,7 +148,9 @@ def unsettled(run: str) -> bool:
         operation = read(run, name)
         if operation is None or noted(operation, UNDOING) is not None:
             return True
-        if not kept_of(operation, None) or any(os.path.lexists(operation.coming(e)) for e in operation.entries):
+        if any(os.path.lexists(operation.coming(entry)) for entry in operation.entries):
+            return True
+        if not kept_of(operation, None) and not is_in_trash(operation):
             return True
     return False
 
@@ -203,8 +218,8 @@ def _sync(operation: Operation) -> None:
 
 
 def _sweep(operation: Operation) -> None:
-    """Drops the folder when no old file is left in it."""
-    if not any(os.path.lexists(operation.kept(entry)) for entry in operation.entries):
+    """Drops the folder when no old file is left in it, nor in the trash."""
+    if not kept_of(operation, None) and not is_in_trash(operation):
         _drop(operation.run, operation.id)
 
 

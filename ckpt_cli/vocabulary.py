@@ -9,7 +9,7 @@ from contextlib import suppress
 from typing import Any, NamedTuple
 
 from ckpt_cli.checkpoint import Checkpoint
-from ckpt_cli.errors import CkptError
+from ckpt_cli.errors import CkptError, Damaged
 from ckpt_cli.formats import FileSource
 from ckpt_cli.formats._inert import Opaque
 from ckpt_cli.formats._pickle import load
@@ -27,6 +27,14 @@ class Tokenizer(NamedTuple):
     path: str
     tokens: int
     exactly: bool
+
+
+def fits(checkpoint: Checkpoint | None, size: int) -> None:
+    """Raises Damaged, with the file, for a tokenizer that a vocabulary of `size` has no room for, or too much."""
+    for one in tokenizers(checkpoint):
+        if one.tokens > size or (one.exactly and one.tokens != size):
+            what = f"{one.path} has {one.tokens} tokens, the configuration says vocab_size {size}"
+            raise Damaged(what, path=one.path, kind="vocabulary")
 
 
 def tokenizers(checkpoint: Checkpoint | None) -> Iterator[Tokenizer]:

@@ -109,15 +109,22 @@ _ckpt() {
             *' -i'|*' --source') offer='base mid sft rl' ;;
             *' -g'|*' --tag'|*' --model-tag') offer='@tag' ;;
             *' -s'|*' --step') offer='latest best' ;;
-            'latest --metric'|'prune --metric') offer=':min max' ;;
-            *' --format') offer='table plain json name' ;;
-            'inspect tensors --part') offer='model optimizer @file' ;;
+            *' --state') offer='complete incomplete in-progress' ;;
+            'list --sort') offer='run step size age metric' ;;
+            'inspect tensors --sort') offer='file name bytes' ;;
+            'list --format'|'latest --format'|'inspect tensors --format'|'verify --format'|'patch-config --format'|'prune --format'|'convert --format') offer='table plain json name' ;;
+            'inspect meta --format'|'inspect optim --format'|'inspect diff --format'|'load-test --format'|'demo --format') offer='table plain json' ;;
+            *' --field') offer='path dir ref source tag step' ;;
+            'inspect tensors --part'|'convert --part') offer='model optimizer adapter @file' ;;
             'inspect optim --part') offer='@file' ;;
-            'convert --part') offer='model optimizer adapter @file' ;;
+            *' --device') offer='auto cpu cuda mps meta' ;;
+            *' --dtype') offer='bf16 fp16 fp32 fp64' ;;
             *' --phase') offer='eval train' ;;
             *' --save-logits') offer='@file' ;;
-            *' -o'|*' --output') offer='@file' ;;
+            *' --family') offer='gpt2-nano-gpt gpt2-nanogpt gpt2-build-nanogpt nanochat-v1 nanochat-lambdas nanochat-window nanochat-ve32 nanochat-engram nanochat-ve12 nanochat-smear nanochat-moe3' ;;
             *' --config') offer='@file' ;;
+            *' --to') offer='safetensors pt hf torchtune meta' ;;
+            *' -o'|*' --output') offer='@file' ;;
         esac
     elif [[ $cur == -* ]]; then
         case $command in
@@ -125,16 +132,16 @@ _ckpt() {
             'list') offer='--root -i --source -g --tag --model-tag -s --step --state --sort --reverse --before --after --metric --limit --trash --format --json -q --quiet -h --help' ;;
             'latest') offer='--root -i --source -g --tag --model-tag -s --step --field --best --metric --before --resumable --any-state --format --json -q --quiet -h --help' ;;
             'inspect') offer='-h --help' ;;
-            'inspect meta') offer='--root -i --source -g --tag --model-tag -s --step --key --format --json -q --quiet -h --help' ;;
+            'inspect meta') offer='--root -i --source -g --tag --model-tag -s --step --key --format --json -h --help' ;;
             'inspect tensors') offer='--root -i --source -g --tag --model-tag -s --step --part --filter --sort --tree --stats --hash --values --format --json -q --quiet -h --help' ;;
-            'inspect optim') offer='--root -i --source -g --tag --model-tag -s --step --part --format --json -q --quiet -h --help' ;;
-            'inspect diff') offer='--root -i --source -g --tag --model-tag -s --step --values --exit-code --format --json -q --quiet -h --help' ;;
+            'inspect optim') offer='--root -i --source -g --tag --model-tag -s --step --part --format --json -h --help' ;;
+            'inspect diff') offer='--root -i --source -g --tag --model-tag -s --step --values --exit-code --format --json -h --help' ;;
             'verify') offer='--root -i --source -g --tag --model-tag -s --step --record --force --strict --jobs --format --json -q --quiet -h --help' ;;
-            'load-test') offer='--root -i --source -g --tag --model-tag -s --step --device --dtype --phase --tokens --save-logits --force --set --family --model --timeout --format --json -q --quiet -h --help' ;;
+            'load-test') offer='--root -i --source -g --tag --model-tag -s --step --device --dtype --phase --tokens --save-logits --force --set --family --model --config --timeout --format --json -h --help' ;;
             'patch-config') offer='--root -i --source -g --tag --model-tag -s --step --set --unset --all --check --undo --force -n --dry-run -y --yes --format --json -q --quiet -h --help' ;;
-            'prune') offer='--root -i --source -g --tag --model-tag -s --step --keep --keep-last --keep-every --keep-best --keep-within --keep-step --max-size --policy --metric --drop-unmeasured --optimizer-only --incomplete --allow-empty --trust-steps --trash --undo --purge --id -n --dry-run -y --yes --format --json -q --quiet -h --help' ;;
+            'prune') offer='--root -i --source -g --tag --model-tag --keep --keep-last --keep-every --keep-best --keep-within --keep-step --max-size --policy --metric --drop-unmeasured --optimizer-only --incomplete --allow-empty --trust-steps --trash --undo --purge --id -n --dry-run -y --yes --format --json -q --quiet -h --help' ;;
             'convert') offer='--root -i --source -g --tag --model-tag -s --step --to -o --output --dtype --max-shard-size --part --config --all --keep-going --force -n --dry-run --format --json -q --quiet -h --help' ;;
-            'demo') offer='--format --json -q --quiet -h --help' ;;
+            'demo') offer='--format --json -h --help' ;;
         esac
     else
         case $command in

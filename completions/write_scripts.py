@@ -6,6 +6,7 @@ metavar: `a|b|c` are values, `DIR` and `FILE` are paths, and a few names stand f
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,13 +14,15 @@ import typer
 
 from ckpt_cli.app import app
 from ckpt_cli.discover import SOURCES
+from ckpt_cli.families import families
 
 HERE = Path(__file__).parent
 # Directories of nanochat that hold no checkpoints.
 ASIDE = "eval_bundle report tokenizer"
 SUFFIXES = ("pt", "bin", "safetensors", "ckpt", "pth")
 _KINDS = {
-    "--root": "@dir", "--source": "@source", "--tag": "@tag", "--step": "latest best", "DIR": "@dir", "FILE": "@file",
+    "--root": "@dir", "--source": "@source", "--tag": "@tag", "--step": "latest best",
+    "--family": "@family", "DIR": "@dir", "FILE": "@file",
     "PATH": "@file", "OUT": "@file", "[TARGET]": "@ref", "A": "@ref", "B": "@ref", "[DIR]": "@dir",
 }  # fmt: skip
 
@@ -44,7 +47,7 @@ def commands() -> list[Command]:
 
 def _below(name: str, command: Any) -> Any:
     context = typer.Context(command)
-    options = [_option(p) for p in command.params if p.param_type_name == "option"]
+    options = [_option(p) for p in command.params if p.param_type_name == "option" and not p.hidden]
     options.append(Option(("-h", "--help"), "Show this message and exit.", None))
     inner = command.list_commands(context) if hasattr(command, "list_commands") else []
     places = [p for p in command.params if p.param_type_name == "argument"]
@@ -59,10 +62,12 @@ def _option(param: Any) -> Option:
         return Option(tuple(param.opts), param.help or "", None)
     metavar = param.metavar or ""
     kind = next((_KINDS[name] for name in (*param.opts, metavar) if name in _KINDS), None)
-    words = metavar.replace("[", "|").replace("]", "").split("|")
+    # What stands in brackets may follow a word, and is none by itself.
+    words = re.sub(r"\[[^]]*\]", "", metavar).split("|")
     offer = kind or " ".join(_KINDS.get(word, word) for word in words if word in _KINDS or word.islower())
-    sources = " ".join(dict.fromkeys(SOURCES.values()))
-    return Option(tuple(param.opts), param.help or "", offer.replace("@source", sources))
+    offer = offer.replace("@source", " ".join(dict.fromkeys(SOURCES.values())))
+    known = " ".join(name for one in families() for name in one.NAMES if "*" not in name)
+    return Option(tuple(param.opts), param.help or "", offer.replace("@family", known))
 
 
 def scripts() -> dict[str, str]:

@@ -31,6 +31,9 @@ COLUMNS = 100
 _HELP = re.compile(r"(<!-- help: (ckpt[a-z -]*?) -->\n```text\n)(.*?)(```\n)", re.DOTALL)
 _CONSOLE = re.compile(r"(```console\n)(.*?)(```\n)", re.DOTALL)
 _CODE = re.compile(r"`(ckpt [^`\n]+)`")
+_FENCED = re.compile(r"^```.*?^```$", re.DOTALL | re.MULTILINE)
+# A key, or more of the like: nothing to run as it stands.
+_MEANT = re.compile(r"<|\.\.\.|…")
 _NAMED = re.compile(r"ckpt [a-z-]+(?: (?:meta|tensors|optim|diff))?")
 _SHELL = re.compile(r"```sh\n(.*?)```\n", re.DOTALL)
 Runner = Callable[[str], str]
@@ -133,8 +136,9 @@ def commands_in(text: str) -> list[str]:
     """
     body = _CONSOLE.sub("", _HELP.sub("", text))
     lines = [line.split("#")[0].strip() for block in _SHELL.findall(body) for line in block.splitlines()]
-    inline = [f"{code} --help" if _NAMED.fullmatch(code) else code for code in _CODE.findall(_SHELL.sub("", body))]
-    return [line for line in (*lines, *inline) if line.startswith("ckpt ") and "…" not in line and "..." not in line]
+    running = _FENCED.sub("", body)
+    inline = [f"{code} --help" if _NAMED.fullmatch(code) else code for code in _CODE.findall(running)]
+    return [line for line in (*lines, *inline) if line.startswith("ckpt ") and not _MEANT.search(line)]
 
 
 def picture(line: str, folder: Path) -> str:

@@ -7,6 +7,8 @@ import json
 import os
 import pty
 import re
+import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -127,12 +129,38 @@ def test_typo_of_a_command_and_option(call: Run) -> None:
     assert "hint: did you mean --json" in call("list", "--jsn").err
 
 
-def test_help_everywhere(call: Run) -> None:
-    """Every help has examples and the exit codes; the bare groups print help and exit 2."""
-    for words in ([], ["inspect"], ["inspect", "meta"], ["inspect", "tensors"], *([name] for name in COMMANDS)):
+def test_a_value_of_another_type(call: Run) -> None:
+    done = call("list", "--limit", "many")
+    assert done.code == 2 and done.err.startswith("error: invalid value for '--limit': 'many' is no whole number\n")
+    assert "'--timeout': 'long' is no number" in call("load-test", "--timeout", "long").err
+
+
+def test_hints_can_be_pasted(demo_tree: Path, tmp_path: Path, call: Run) -> None:
+    """A root whose name a shell would split stands in quotes."""
+    root = shutil.copytree(demo_tree, tmp_path / "my runs")
+    hint = call("list", "--root", root, "--after", "9999").err.split("hint: `ckpt ")[1].split("`")[0]
+    assert call(*shlex.split(hint)).code == 0
+    (root / "base_checkpoints/d4/notes.pt").touch()
+    assert f"'{root}/base_checkpoints/d4/notes.pt'" in call("list", root / "base_checkpoints/d4/notes.pt").err
+
+
+@pytest.mark.parametrize("group", [(), ("inspect",)])
+def test_summaries_are_whole(group: tuple[str, ...], call: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No command's line is cut off in a terminal of the usual width."""
+    monkeypatch.setenv("COLUMNS", "80")
+    listed = call(*group, "--help").out.split("\nCommands:\n")[1].split("\n\n")[0].splitlines()
+    assert len(listed) >= 4 and all(line.endswith((".", "?")) and "..." not in line for line in listed)
+
+
+def test_help_everywhere(call: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every help has examples and the exit codes, and fits a tall window; the bare groups print help and exit 2."""
+    monkeypatch.setenv("COLUMNS", "100")
+    inner = [["inspect", name] for name in ("meta", "tensors", "optim", "diff")]
+    for words in ([], *inner, *([name] for name in COMMANDS)):
         for option in ("-h", "--help"):
             done = call(*words, option)
             assert done.code == 0 and done.err == "" and "examples:" in done.out
+            assert len(done.out.splitlines()) <= 60
             for code, meaning in EXIT_CODES.items():
                 assert re.search(rf"^ +{code} +{re.escape(meaning)}$", done.out, re.MULTILINE)
     for words in ([], ["inspect"]):

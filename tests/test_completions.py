@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ast
 import importlib.util
 import os
 import pty
+import re
 import select
 import shutil
 import subprocess
@@ -12,6 +14,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -148,13 +151,17 @@ def _asked(root: Path, word: str) -> list[str]:
     return sorted(done.stdout.splitlines())
 
 
-def _made() -> dict[str, str]:
+def _module() -> Any:
     spec = importlib.util.spec_from_file_location("write_scripts", HERE / "write_scripts.py")
     assert spec and spec.loader
     module = importlib.util.module_from_spec(spec)
     sys.modules["write_scripts"] = module
     spec.loader.exec_module(module)
-    found: dict[str, str] = module.scripts()
+    return module
+
+
+def _made() -> dict[str, str]:
+    found: dict[str, str] = _module().scripts()
     return found
 
 
@@ -172,6 +179,68 @@ def test_what_is_offered_is_what_the_tool_finds(tree: Path, call: Run) -> None:
     listed = call("list", tree, "-q").out.splitlines()
     for ref in filter(None, listed):
         assert ref in _asked(tree, ref.rpartition("/")[0] + "/") or ref.startswith("trainer/")
+
+
+# Asked about a root in which there is nothing.
+CLOSED = {
+    "list": ["--state", "--sort", "--format"],
+    "latest": ["--field"],
+    "inspect tensors": ["--sort"],
+    "inspect meta": ["--format"],
+    "load-test": ["--device", "--dtype", "--phase"],
+    "prune --keep 1": ["--format"],
+    "convert": ["--to", "--dtype"],
+}
+
+
+@pytest.mark.parametrize(("command", "option"), [(c, option) for c in CLOSED for option in CLOSED[c]])
+def test_offered_values_are_those_it_takes(command: str, option: str, tmp_path: Path, call: Run) -> None:
+    """Each that is offered is taken, and one that is not is refused with a message that names them all."""
+    found = next(c for c in _module().commands() if c.name == command.partition(" --")[0])
+    offered = next(one.offer for one in found.options if option in one.names).split()
+    assert len(offered) > 1
+    refused = call(*command.split(), tmp_path, option, "no-such-value")
+    assert refused.code == 2 and "'no-such-value' is no" in refused.err
+    assert all(word in refused.err for word in offered)
+    for word in offered:
+        assert f"'{word}' is no" not in call(*command.split(), tmp_path, option, word).err
+
+
+def test_what_is_always_refused_is_not_offered(tmp_path: Path, call: Run) -> None:
+    """`-q` where an answer has no names, and a step for prune: both are answered, with what to do instead."""
+    offered = {c.name: {name for option in c.options for name in option.names} for c in _module().commands()}
+    assert "-q" in offered["list"] and "-s" in offered["list"]
+    assert "-q" not in offered["inspect diff"] and "-s" not in offered["prune"]
+    assert "has no names to print" in call("load-test", tmp_path, "-q").err
+    (tmp_path / "model_000100.pt").touch()
+    (tmp_path / "meta_000100.json").touch()
+    assert "--keep-step" in call("prune", tmp_path, "-s", "100", "--keep", "1").err
+
+
+# Of a trainer, in an example of `ckpt latest`.
+FOREIGN = {"--resume"}
+
+
+def test_what_the_package_tells_to_type_is_there() -> None:
+    """Every option and command in a message, a hint or a help is one that there is."""
+    found = _module().commands()
+    options = {name for c in found for option in c.options for name in option.names} | FOREIGN
+    names = {c.name for c in found}
+    for path in (HERE.parent / "ckpt_cli").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if not (isinstance(node, ast.Constant) and isinstance(node.value, str)):
+                continue
+            named = set(re.findall(r"(?<![\w-])--[a-z][a-z-]*", node.value))
+            assert named <= options, f"{path.name}, line {node.lineno}: {named - options}"
+            for command in re.findall(r"`ckpt ([a-z-]+)", node.value):
+                assert command in names, f"{path.name}: there is no command {command}"
+
+
+def test_what_brackets_hold_is_no_value() -> None:
+    """`NAME[:min|max]` offers nothing, `cuda[:N]` offers cuda."""
+    found = {(c.name, name): one.offer for c in _module().commands() for one in c.options for name in one.names}
+    assert found["latest", "--metric"] == "" and "cuda" in str(found["load-test", "--device"]).split()
+    assert "nanochat-window" in str(found["load-test", "--family"]).split()
 
 
 def test_scripts_are_those_of_the_app() -> None:

@@ -201,11 +201,13 @@ def test_skipped_directories(tmp_path: Path) -> None:
 
 
 def test_links(tmp_path: Path) -> None:
-    """A loop is not followed, a link within the root is not met twice, a run linked from outside is marked."""
+    """A loop, to the root or to what it lies in, is not followed, a link within the root is not met twice, a run linked
+    from outside is marked."""
     root = tmp_path / "root"
     write(root, *step("d12", "000100"))
     write(tmp_path, *step("elsewhere", "000100"))
     (root / "loop").symlink_to(root)
+    (root / "up").symlink_to("..")
     (root / "again").symlink_to(root / "d12")
     (root / "d20").symlink_to(tmp_path / "elsewhere")
     (root / "d12" / "model_000200.pt").symlink_to("model_000200.pt")

@@ -77,3 +77,15 @@ def test_the_worked_example(tmp_path: Path, tree: Path) -> None:
         command = [sys.executable, "-m", "ckpt_cli", *line.split(), "--root", str(tmp_path / "logs")]
         done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
         assert (done.stdout, done.returncode) == (said, 0), f"{line}: {done.stderr}"
+
+
+def test_every_module_of_the_spine_has_its_trade() -> None:
+    """Each once, with a few words, and none that is not there."""
+    text = (ROOT / "docs/contributing.md").read_text()
+    section = text.split("## The spine by trade\n")[1].split("\n## ")[0]
+    named = re.findall(r"^  (\w+\.py) +(\S.+)$", section, re.MULTILINE)
+    trades = re.findall(r"^(\w+) {2,}\S", section, re.MULTILINE)
+    assert sorted(name for name, _ in named) == sorted(path.name for path in (ROOT / "ckpt_cli").glob("*.py"))
+    assert trades == [
+        "finding", "reading", "judging", "removing", "converting", "rebuilding", "patching", "training", "shared",
+    ]  # fmt: skip

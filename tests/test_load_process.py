@@ -14,7 +14,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from ckpt_cli import trial
 from ckpt_cli.levels import LEVELS
+from ckpt_cli.orders import Order
 from tests.conftest import REPOSITORY, Run
 from tests.load_testing import level_of, read_logits, statuses
 
@@ -239,6 +241,16 @@ def test_a_hang_is_a_failed_level(own: Path, ckpt: Run, tmp_path: Path) -> None:
     assert statuses(done.json) == ["pass", "pass", "fail", "skip", "skip", "skip"]
     assert "longer than 3 seconds" in level_of(done.json, "build")["detail"]
     assert ended(int((tmp_path / "pid").read_text()))
+
+
+def test_what_is_stopped_for_its_time_did_not_end_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where it ends while that is found out."""
+    monkeypatch.setattr(trial, "_START", "import time; time.sleep(0.6)")
+    found = trial.run(Order(None, None), 0.3)
+    assert found.failed and "longer than 0.3 seconds" in found.failed.detail
+    monkeypatch.setattr(trial, "_START", "import sys; sys.exit(7)")
+    found = trial.run(Order(None, None), 60)
+    assert found.failed and "exit code 7" in found.failed.detail
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

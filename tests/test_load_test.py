@@ -134,6 +134,7 @@ def test_plain_lines_and_a_table(tried: Run, demo_tree: Path) -> None:
         (["--model", "nothing_of_this_name:Class"], "cannot be imported"), (["--model", "json:Nothing"], "Nothing"),
         (["--model", "json:JSONDecoder", "--family", "x"], "contradict"), (["--force"], "goes with"),
         (["--save-logits", "/nowhere/at/all.safetensors"], "no directory"), (["--save-logits", ""], "empty"),
+        (["--timeout", "nan"], "seconds"), (["--config", "/nowhere.json"], "nowhere.json"),
         (["--set", "softcap=16"], "15 or 20"), (["--set", "rotary_rounding=up"], "bf16 or none"),
         (["--set", "window_pattern=XY"], "S and L"), (["--device", "cuda:77"], "there is no"),
     ],
@@ -142,6 +143,13 @@ def test_wrong_usage(arguments: list[str], said: str, tried: Run, demo_tree: Pat
     done = tried("base/d4", "--root", demo_tree, "--json", *arguments)
     assert (done.code, done.out) == (2, ""), done
     assert said in done.err
+
+
+@pytest.mark.parametrize(("word", "dtype"), [("bf16", "bfloat16"), ("fp16", "float16"), ("fp64", "float64")])
+def test_the_dtype_is_that_of_the_arithmetic(word: str, dtype: str, tried: Run, demo_tree: Path) -> None:
+    done = tried("base/d4", "--root", demo_tree, "--json", "--dtype", word)
+    assert (done.code, done.json["dtype"]) == (0, dtype), done.err
+    assert dtype in level_of(done.json, "build")["detail"]
 
 
 def test_existing_logits_stay(tried: Run, demo_tree: Path, tmp_path: Path) -> None:

@@ -21,13 +21,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import safetensors.torch
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from ckpt_cli import jsontext, kept, pickle_edit
 from ckpt_cli.errors import CkptError
-from ckpt_cli.migrations import MIGRATIONS, MISSING, Subject, beyond, findings
+from ckpt_cli.migrations import MIGRATIONS, MISSING, Subject, beyond, findings, unseen
 from tests.conftest import REPOSITORY, Run
 
 Tree = Callable[..., Path]
@@ -285,6 +286,11 @@ def test_window_pattern() -> None:
     assert found("nanochat", CONFIG, windowed, "rl", WINDOWED) == {"window_pattern": MISSING}
     assert found("nanochat", CONFIG, windowed, "rl", {**CONFIG, "window_pattern": "l"}) == {"window_pattern": "l"}
     assert found("nanochat", WINDOWED, windowed) == {}
+    # null is there and says nothing.
+    null = {**CONFIG, "window_pattern": None}
+    assert found("nanochat", null, nanochat_state("v1")) == {"window_pattern": "L"}
+    assert found("nanochat", null, windowed, "mid", WINDOWED) == {"window_pattern": "SSSL"}
+    assert found("nanochat", null, windowed, "mid", null) == {"window_pattern": MISSING}
 
 
 def test_nanochat_shapes() -> None:
@@ -354,6 +360,9 @@ def test_config_json() -> None:
     assert found("hf", {**LLAMA, "architectures": ["LlamaModel"]}, headless) == {}
     assert found("hf", {**LLAMA, "model_type": "unheard_of", "hidden_size": 1}, state) == {}
     assert found("hf", {**LLAMA, "hidden_size": 1, "quantization_config": {}}, state) == {}
+    assert found("hf", {**LLAMA, "hidden_size": 1, "quantization": {"bits": 4}}, state) == {}
+    packed = {**state, "model.layers.0.mlp.down_proj.scales": torch.zeros(4)}
+    assert found("hf", {**LLAMA, "hidden_size": 1}, packed) == {} and unseen(subject("hf", LLAMA, packed))
     gpt2 = {"wte.weight": torch.zeros(50257, 768), "wpe.weight": torch.zeros(48, 768)}
     gpt2 |= {f"h.{i}.ln_1.weight": torch.zeros(768) for i in range(12)}
     assert found("hf", {"model_type": "gpt2"}, gpt2) == {"n_positions": 48}
@@ -379,6 +388,11 @@ def test_params_json() -> None:
     assert found("meta", {**params, "n_heads": 5}, state) == {"n_heads": MISSING}
     half = {**state, **{f"layers.{n}.attention.wq.weight": torch.zeros(16, 32) for n in range(2)}}
     assert found("meta", {**params, "dim": 1}, half) == {}
+    # To Llama 2 each rank has some columns of the embedding, and as many rows of the queries.
+    for rows, columns in ((64, 16), (32, 32)):
+        split = {**half, "tok_embeddings.weight": torch.zeros(rows, columns)}
+        assert found("meta", params, split) == {} and unseen(subject("meta", params, split))
+    assert unseen(subject("meta", params, state)) is None
 
 
 def test_what_no_patch_can_do_is_said() -> None:
@@ -496,6 +510,70 @@ def test_force_overrules(call: Run, tmp_path: Path) -> None:
     assert list(value) == ["step", "val_bpb", "model_config"]
     assert call("patch-config", meta, "--check").code == 1  # which would mend the layers again
     assert call("patch-config", meta, "--set", "step=1", "--unset", "step").code == 2
+
+
+def test_what_is_not_looked_at_is_said(call: Run, tmp_path: Path) -> None:
+    """What nothing is known of is not called fine; nor does it fail a check, for nothing of it would change."""
+    root = tmp_path / "root"
+    write_nanochat(root, "base_checkpoints/d2", 10, "window", WINDOWED)
+    write_nanochat(root, "base_checkpoints/d2", 20, "window", CONFIG)
+    (root / "base_checkpoints/d2/model_000020.pt").unlink()
+    for name, config in (("known", LLAMA), ("unheard", {**LLAMA, "model_type": "unheard_of"}), ("silent", {}),
+                         ("packed", {**LLAMA, "quantization_config": {}})):  # fmt: skip
+        (root / name).mkdir()
+        safetensors.torch.save_file(llama_state(), root / name / "model.safetensors")
+        (root / name / "config.json").write_text(json.dumps(config))
+    (root / "lightning").mkdir()
+    torch.save({"state_dict": {"w": torch.zeros(2)}}, root / "lightning/epoch=1-step=2.ckpt")
+    away = write_nanochat(tmp_path / "away", "d4", 10, "v1", CONFIG)
+    (root / "base_checkpoints/d4").symlink_to(away.parent)
+    age(root)
+    os.utime(root / "base_checkpoints/d2/meta_000020.json")  # it is being written
+    done = call("patch-config", "--root", root, "--all", "--check", "--json")
+    assert done.code == 0 and not done.json["problems"], done.err
+    reasons = {skipped["ref"]: skipped["reason"] for skipped in done.json["skipped"]}
+    assert set(done.json["unchanged"]) == {*reasons, "base/d2/10", "known"}
+    for ref, reason in (
+        ("unheard", "model type 'unheard_of'"), ("silent", "model_type"), ("packed", "quantized"),
+        ("lightning/2", "known trainer"),
+        ("base/d4/10", "outside the root"), ("base/d2/20", "still being written"),
+    ):  # fmt: skip
+        assert reason in reasons[ref]
+    done = call("patch-config", "--root", root, "--all", "--check")
+    assert done.code == 0 and "8 checkpoints: 2 fine, 6 not looked at" in done.err
+    assert [line.split("\t")[:2] for line in done.out.splitlines() if line.startswith(("known", "unh"))] == [
+        ["known", "fine"], ["unheard", "skipped"]
+    ]  # fmt: skip
+    assert call("patch-config", "base/d2", "--root", root, "--yes").code == 0
+    assert call("patch-config", "base/d2/20", "--root", root, "--yes").code == 4
+    assert call("patch-config", "unheard", "--root", root, "--set", "hidden_size=33", "--yes").code == 0
+
+
+@pytest.mark.parametrize("lost", ["model-00002-of-00002.safetensors", "model.safetensors.index.json"])
+def test_a_lost_shard_is_not_taken_for_fewer_layers(call: Run, tmp_path: Path, lost: str) -> None:
+    """Nor for a head that is tied: nothing is told of what is not all there, and an edit by hand has to be forced."""
+    folder, state = tmp_path / "llama", llama_state()
+    folder.mkdir()
+    first = {name: tensor for name, tensor in state.items() if ".1." not in name and name != "lm_head.weight"}
+    shards = {1: first, 2: {name: tensor for name, tensor in state.items() if name not in first}}
+    index: dict[str, str] = {}
+    for number, shard in shards.items():
+        name = f"model-{number:05}-of-00002.safetensors"
+        safetensors.torch.save_file(shard, folder / name)
+        index |= dict.fromkeys(shard, name)
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": index}))
+    (folder / "config.json").write_text(json.dumps(LLAMA))
+    age(tmp_path)
+    assert call("patch-config", "--root", tmp_path, "--all", "--check").code == 0
+    (folder / lost).unlink()
+    age(tmp_path)
+    whole = snapshot(tmp_path)
+    for options in ([], ["--set", "num_hidden_layers=1"]):
+        done = call("patch-config", "--root", tmp_path, "--all", "--yes", *options)
+        assert done.code == 1 and f"missing ({lost})" in done.out + done.err and "num_hidden_layers\t" not in done.out
+    assert snapshot(tmp_path) == whole
+    forced = call("patch-config", "--root", tmp_path, "--all", "--set", "num_hidden_layers=1", "--force", "--yes")
+    assert forced.code == 0 and json.loads((folder / "config.json").read_text())["num_hidden_layers"] == 1
 
 
 def test_scopes(call: Run, tmp_path: Path) -> None:
@@ -753,10 +831,66 @@ def test_prune_and_list_do_not_see_what_is_kept(call: Run, tmp_path: Path) -> No
     assert len(listed.splitlines()) == 2
     assert call("prune", "--root", tmp_path, "--keep", "1", "--yes").code == 0
     assert call("list", "--root", tmp_path, "-q").out.split() == ["base/d2/20"]
+    # What was kept of the one that went is gone with it: only the other comes back.
     done = call("patch-config", "--root", tmp_path, "--undo")
-    assert done.code == 3 and "it is gone" in done.err and "brought back" in done.err
+    assert done.code == 0 and done.err.count("brought back") == 1
     assert "window_pattern" not in (tmp_path / "base_checkpoints/d2/meta_000020.json").read_text()
-    assert not (tmp_path / "base_checkpoints/d2/meta_000010.json").exists()
+    assert sorted(p.name for p in (tmp_path / "base_checkpoints/d2").iterdir()) == [
+        "meta_000020.json", "model_000020.pt"
+    ]  # fmt: skip
+
+
+def test_what_a_patch_has_kept_comes_back_after_its_journal_was_alone(call: Run, tmp_path: Path) -> None:
+    """Two prunes take what one patch kept, the rest is undone meanwhile: all of it can still be undone in the end."""
+    metas = [write_nanochat(tmp_path, "base_checkpoints/d2", step, "v1", CONFIG) for step in (10, 20, 30)]
+    before = [meta.read_bytes() for meta in metas]
+    assert call("patch-config", "--root", tmp_path, "--all", "--yes").code == 0
+    prune = ("prune", "--root", tmp_path)
+    assert call(*prune, "--keep", "2", "--trash", "--yes").code == 0
+    assert call(*prune, "--keep", "1", "--trash", "--yes").code == 0
+    assert call("patch-config", "--root", tmp_path, "--undo").code == 0  # the last one; no old file is left here
+    assert call("patch-config", "--root", tmp_path, "--undo").code == 1
+    assert call(*prune, "--undo").code == call(*prune, "--undo").code == 0
+    assert call("patch-config", "--root", tmp_path, "--undo").code == 0
+    assert [meta.read_bytes() for meta in metas] == before
+    assert not (metas[0].parent / ".ckpt-undo").exists() and not (metas[0].parent / ".ckpt-trash").exists()
+
+
+def test_a_patch_that_was_cut_off_keeps_what_it_needs(call: Run, tmp_path: Path) -> None:
+    """A prune takes none of it, nor what is no file of ours; the next patch settles it."""
+    for step in (10, 20):
+        write_nanochat(tmp_path, "base_checkpoints/d2", step, "v1", CONFIG)
+    assert call("patch-config", "--root", tmp_path, "--all", "--yes").code == 0
+    (operation,) = (tmp_path / "base_checkpoints/d2/.ckpt-undo").iterdir()
+    (operation / "undoing").write_text("[]")
+    assert call("prune", "--root", tmp_path, "--keep", "1", "--yes").code == 0
+    assert {path.name for path in operation.iterdir()} == {"0.old", "1.old", "journal", "undoing"}
+    assert call("patch-config", "base/d2", "--root", tmp_path, "--yes").code == 0
+    assert not (operation / "undoing").exists()
+
+
+def test_what_a_patch_has_kept_goes_with_its_checkpoint(call: Run, tmp_path: Path) -> None:
+    """It is in the plan and in its bytes, comes back by an undo, and nothing of it is left where a run is gone."""
+    for step in (10, 20):
+        write_nanochat(tmp_path, "base_checkpoints/d2", step, "v1", CONFIG)
+    run, kept_there = tmp_path / "base_checkpoints/d2", tmp_path / "base_checkpoints/d2/.ckpt-undo"
+    assert call("patch-config", "--root", tmp_path, "--all", "--yes").code == 0
+    whole = snapshot(tmp_path)
+    arguments = ("prune", run, "--keep", "1", "--json")
+    planned = call(*arguments, "--dry-run").json
+    (gone,) = planned["groups"][0]["remove"]
+    inside = [path for path in gone["paths"] if ".ckpt-undo" in path]
+    assert [Path(path).name for path in inside] == ["0.old"] and snapshot(tmp_path) == whole
+    assert gone["bytes"] == sum(os.path.getsize(path) for path in gone["paths"])
+    assert call(*arguments, "--yes", "--trash").code == 0 and not os.path.exists(inside[0])
+    assert call("prune", run, "--undo").code == 0 and snapshot(tmp_path) == whole
+    everything = ("prune", "base/d2", "--root", tmp_path, "--keep", "0", "--allow-empty", "--yes", "--json")
+    assert call(*everything, "--trash").code == 0 and not kept_there.exists()
+    assert call("prune", "--root", tmp_path, "--undo").code == 0 and snapshot(tmp_path) == whole
+    assert call("patch-config", "base/d2/10", "--root", tmp_path, "--undo").code == 0  # one old file is left
+    there = sum(path.stat().st_size for path in run.rglob("*") if path.is_file())
+    done = call(*everything)
+    assert done.code == 0 and done.json["freed_bytes"] == there and not list(run.iterdir())
 
 
 def test_another_ckpt_at_work_is_waited_for_in_vain(call: Run, tmp_path: Path) -> None:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import errno
+import io
 import json
 import os
 import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -192,6 +194,50 @@ def test_the_question_names_number_and_size(call: Run, root: Path, monkeypatch: 
         "remove 2 checkpoints ", "move to the trash 2 checkpoints ", "remove the optimizer files of 2 checkpoints ",
     ]  # fmt: skip
     assert all("B) of 2 runs" in question for question in asked) and contents(root) == before
+
+
+@pytest.mark.parametrize("how", ["ended", "interrupted"])
+def test_a_question_without_an_answer(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], how: str
+) -> None:
+    """Is not a yes; and what is said next begins a line of its own."""
+    from ckpt_cli.ui import out
+
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+        def readline(self, size: int | None = -1, /) -> str:  # type: ignore[override]
+            if how == "interrupted":
+                raise KeyboardInterrupt
+            return ""
+
+    monkeypatch.setattr(sys, "stdin", Terminal())
+    if how == "interrupted":
+        with pytest.raises(KeyboardInterrupt):
+            out.confirm("remove all?", False)
+    else:
+        assert not out.confirm("remove all?", False)
+    assert capsys.readouterr().err == "remove all? [y/N] \n"
+
+
+def test_of_many_that_need_one_the_first_is_named() -> None:
+    from ckpt_cli.ui.plan import shortened
+
+    assert shortened("last 1, a needs it, b needs it") == "last 1, a needs it, b needs it"
+    assert shortened("pinned, a needs it, b needs it, c needs it") == "pinned, a needs it, 2 more need it"
+    assert shortened("") == ""
+
+
+def test_loose_files_that_need_each_other_are_short_for_people(call: Run, tmp_path: Path) -> None:
+    import torch
+
+    for name in "abcde":
+        torch.save({"w": torch.zeros(1)}, tmp_path / f"{name}.pt")
+        age(tmp_path / f"{name}.pt", 2 * DAY)
+    done = call("prune", tmp_path, "--keep", 1, "-n", "--format", "table")
+    assert done.code == 0 and "3 more need it" in done.out and "c needs it" not in done.out
+    assert "c needs it" in call("prune", tmp_path, "--keep", 1, "-n").out
 
 
 def test_a_long_plan_on_a_terminal_is_short() -> None:
@@ -801,12 +847,17 @@ def test_a_file_that_is_a_mount_point(
 # --- many
 
 
-def test_the_plan_of_ten_thousand(call: Run) -> None:
-    """As a value; the files are `make bench`'s."""
+def test_the_plan_of_ten_thousand() -> None:
+    """What a step needs is asked once of each, however long the run is; how long it takes, `make bench` says."""
     run = [made(step) for step in range(1, 10_001)]
-    started = time.perf_counter()
-    plan = make_plan(run, {"keep": keep_last(3)}, Rules(10**18, 10**9, {"nanochat": lambda c, run: ()}))
-    assert time.perf_counter() - started < 1 and len(plan.removed) == 9997
+    asked = Counter[int]()
+
+    def needs(checkpoint: Checkpoint, others: Sequence[Checkpoint]) -> tuple[()]:
+        asked[checkpoint.step or 0] += 1
+        return ()
+
+    plan = make_plan(run, {"keep": keep_last(3)}, Rules(10**18, 10**9, {"nanochat": needs}))
+    assert len(plan.removed) == 9997 and max(asked.values()) == 1
 
 
 def test_a_root_that_is_one_step_s_folder(call: Run, tmp_path: Path) -> None:

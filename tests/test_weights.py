@@ -9,16 +9,19 @@ import sys
 import zipfile
 from collections import OrderedDict
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from ckpt_cli.errors import CkptError
+from ckpt_cli.items import Item
 from ckpt_cli.orders import Order, order_of, written
 from ckpt_cli.rebuild import Devices, pick_device, target_dtype
 from ckpt_cli.tensors import read_tensors
 from ckpt_cli.weights import Weights
 from tests.conftest import REPOSITORY, Done, Run
+from tests.described import described
 from tests.load_testing import level_of, read_logits, statuses
 from tests.torch_files import swap_bytes
 
@@ -205,3 +208,33 @@ def test_help(ckpt: Run) -> None:
     assert done.code == 0
     for word in ("--phase", "--save-logits", "--set", "--model", "--timeout", "exit codes"):
         assert word in done.out
+
+
+def test_a_tied_head_is_widened_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A head that is the embedding is one tensor of the file, and one of the memory."""
+    from ckpt_cli import rebuild
+    from ckpt_cli.described import describe
+    from ckpt_cli.families import planned
+
+    config = {"n_layer": 1, "n_head": 2, "n_embd": 8, "block_size": 8, "vocab_size": 16}
+    shapes = planned(
+        described({"transformer.h.0.attn.c_attn.weight": torch.ones(24, 8)}, config, meta={"config": config})
+    ).shapes
+    state = {name: torch.randn(shape).bfloat16() for name, shape in shapes.items()}
+    state["lm_head.weight"] = state["transformer.wte.weight"]
+    torch.save({"model_state_dict": state, "config": config, "step": 1}, tmp_path / "checkpoint_000001.bin")
+    path = str(tmp_path / "checkpoint_000001.bin")
+    blueprint = planned(describe([read_tensors(path)], None, path))
+    loads: list[str] = []
+    own = rebuild._loaded
+
+    def counted(weights: Weights, item: Item, *given: Any) -> torch.Tensor:
+        loads.append(item.name)
+        return own(weights, item, *given)
+
+    monkeypatch.setattr(rebuild, "_loaded", counted)
+    module = rebuild.build(blueprint)
+    assert len(loads) == len(shapes) - 1
+    wte, head = module.get_parameter("transformer.wte.weight"), module.get_parameter("lm_head.weight")
+    assert wte is head and wte.dtype == torch.float32
+    torch.testing.assert_close(head.detach(), state["lm_head.weight"].float(), rtol=0, atol=0)

@@ -8,9 +8,11 @@ from typing import Annotated, Any
 import typer
 
 from ckpt_cli import runs
+from ckpt_cli.casts import DTYPES, target_dtype
 from ckpt_cli.checkpoint import checkpoint_record
 from ckpt_cli.commands import options
-from ckpt_cli.convert import NAMINGS, check_target, prepare, requested_dtype
+from ckpt_cli.contents import PARTS
+from ckpt_cli.convert import NAMINGS, TARGETS, prepare
 from ckpt_cli.errors import CkptError
 from ckpt_cli.places import refuse_outputs
 from ckpt_cli.query import Query
@@ -26,7 +28,7 @@ app = options.new_app()
 _MOST_NAMED = 8
 
 
-@app.command(epilog=options.EPILOG)
+@app.command(short_help="Write the tensors in another format, or under other names.", epilog=options.EPILOG)
 def convert(
     target: options.Target = None,
     root: options.Root = None,
@@ -34,19 +36,17 @@ def convert(
     tag: options.Tag = None,
     step: options.Step = None,
     to: Annotated[
-        str, typer.Option("--to", metavar="FORMAT", help="safetensors, pt, hf, torchtune or meta.")
+        str, typer.Option("--to", metavar="|".join(TARGETS), help="In what form; hf and meta are folders.")
     ] = "safetensors",
     output: Annotated[
         str | None, typer.Option("-o", "--output", metavar="OUT", help="File or directory to write.")
     ] = None,
-    dtype: Annotated[
-        str | None, typer.Option("--dtype", metavar="DTYPE", help="Cast floats: bf16, fp16, fp32, fp64.")
-    ] = None,
+    dtype: Annotated[str | None, typer.Option("--dtype", metavar="|".join(DTYPES), help="Cast floats.")] = None,
     most: Annotated[
         str | None, typer.Option("--max-shard-size", metavar="SIZE", help="Shards of 5GB, say, and their index.")
     ] = None,
     part: Annotated[
-        str | None, typer.Option("--part", metavar="model|optimizer|adapter|PATH", help="What to convert.")
+        str | None, typer.Option("--part", metavar="|".join((*PARTS, "PATH")), help="What to convert.")
     ] = None,
     config: Annotated[
         str | None, typer.Option("--config", metavar="FILE", help="Supplies what the source's configuration lacks.")
@@ -74,7 +74,7 @@ def convert(
       ckpt convert base/d12 --all --keep-going -o exports/
     """
     chosen = out.pick_format(format, as_json, quiet)
-    check_target(to)
+    options.check_word(to, TARGETS, "no format to convert to")
     if most is not None and to not in ("safetensors", "hf"):
         raise CkptError(f"--max-shard-size does not go with --to {to}: its weights are one file")
     if config is not None and to not in NAMINGS:
@@ -82,7 +82,7 @@ def convert(
     if keep_going and not every:
         raise CkptError("--keep-going goes with --all")
     limit = None if most is None else max(1, parse_size(most))
-    request = Request(to, dtype and requested_dtype(dtype), limit, part, config)
+    request = Request(to, dtype and target_dtype(dtype), limit, part, config)
     empty: dict[str, Any] = {"source": None, "outputs": [], "tensors": 0, "bytes": 0, "renamed": [], "cast": []}
     with out.answering("convert", chosen, {**empty, "dropped": [], "tied": [], "verified": False, "dry_run": dry_run}):
         query = options.look(target, root, source, tag, step)

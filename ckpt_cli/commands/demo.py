@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import os
 import time
+from shlex import quote
 from typing import Annotated
 
 import typer
@@ -17,14 +18,14 @@ from ckpt_cli.ui import out, text
 app = options.new_app()
 
 
-@app.command(epilog=options.EPILOG)
+@app.command(short_help="Write a small real tree to try everything on.", epilog=options.EPILOG)
 def demo(
     directory: Annotated[
         str, typer.Argument(metavar="[DIR]", help="Where to write; must be empty or absent.")
     ] = "ckpt-demo",
-    format: options.Format = None,
+    format: options.Unnamed = None,
     as_json: options.Json = False,
-    quiet: options.Quiet = False,
+    quiet: options.NoNames = False,
 ) -> int:
     """Write a small real tree to try everything on (imports torch, takes a few seconds).
 
@@ -50,5 +51,5 @@ def demo(
     else:
         out.emit_lines([directory])
         out.say(f"wrote {text.count(len(found), 'checkpoint')}, {text.size(sum(c.bytes for c in found))}")
-        out.say(f"hint: ckpt list {directory}")
+        out.say(f"hint: ckpt list {quote(directory)}")
     return 0

@@ -5,7 +5,10 @@ from __future__ import annotations
 from ckpt_cli.commands import options
 
 app = options.new_app(
-    cls=options.group_of(("meta", "tensors", "optim", "diff"), "inspect_"), no_args_is_help=True, epilog=options.EPILOG
+    cls=options.group_of(("meta", "tensors", "optim", "diff"), "inspect_"),
+    no_args_is_help=True,
+    epilog=options.EPILOG,
+    short_help="Look inside: metadata, tensors, optimizer, differences.",
 )
 
 

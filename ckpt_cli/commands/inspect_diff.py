@@ -34,7 +34,7 @@ class _Side(NamedTuple):
     tensors: dict[str, TensorInfo]
 
 
-@app.command(epilog=options.EPILOG)
+@app.command(short_help="Say what differs between two checkpoints or files.", epilog=options.EPILOG)
 def diff(
     a: Annotated[str, typer.Argument(metavar="A", help="[SOURCE/]TAG[/STEP], a file, or a directory to be the root.")],
     b: Annotated[str, typer.Argument(metavar="B", help="What A is compared with, named in the same way.")],
@@ -48,9 +48,9 @@ def diff(
     exit_code: Annotated[
         bool, typer.Option("--exit-code", help="Exit with 1 if anything differs or cannot be compared.")
     ] = False,
-    format: options.Format = None,
+    format: options.Unnamed = None,
     as_json: options.Json = False,
-    quiet: options.Quiet = False,
+    quiet: options.NoNames = False,
 ) -> int:
     """Say what differs between two checkpoints or files: configuration, metadata and tensors.
 

@@ -16,7 +16,7 @@ from ckpt_cli.ui import out
 app = options.new_app()
 
 
-@app.command(epilog=options.EPILOG)
+@app.command(short_help="Show the metadata, or one value of it.", epilog=options.EPILOG)
 def meta(
     target: options.Target = None,
     root: options.Root = None,
@@ -24,9 +24,9 @@ def meta(
     tag: options.Tag = None,
     step: options.Step = None,
     key: Annotated[str | None, typer.Option("--key", metavar="A.B", help="Print one value.")] = None,
-    format: options.Format = None,
+    format: options.Unnamed = None,
     as_json: options.Json = False,
-    quiet: options.Quiet = False,
+    quiet: options.NoNames = False,
 ) -> int:
     """Show the metadata; without a meta file, what the checkpoint itself says.
 

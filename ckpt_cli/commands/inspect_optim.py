@@ -34,7 +34,7 @@ _COLUMNS = (
 )
 
 
-@app.command(epilog=options.EPILOG)
+@app.command(short_help="Show the optimizer of each rank: groups, settings, states.", epilog=options.EPILOG)
 def optim(
     target: options.Target = None,
     root: options.Root = None,
@@ -44,9 +44,9 @@ def optim(
     part: Annotated[
         str | None, typer.Option("--part", metavar="PATH", help="Only this file of the checkpoint.")
     ] = None,
-    format: options.Format = None,
+    format: options.Unnamed = None,
     as_json: options.Json = False,
-    quiet: options.Quiet = False,
+    quiet: options.NoNames = False,
 ) -> int:
     """Show the optimizer of each rank: its groups, what they are set to, what state they hold, what is missing.
 

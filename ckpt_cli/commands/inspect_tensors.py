@@ -12,7 +12,7 @@ import typer
 
 from ckpt_cli.checkpoint import TensorFile
 from ckpt_cli.commands import options
-from ckpt_cli.contents import paths_of, read_files
+from ckpt_cli.contents import PARTS, paths_of, read_files
 from ckpt_cli.errors import CkptError, NotFound
 from ckpt_cli.formats import Files
 from ckpt_cli.listing import Listed, among_themselves, listing, record_of, totals_of
@@ -28,6 +28,7 @@ _FEW = 20
 _SHORT = 100
 # Reading less than this takes no time that a bar could tell about.
 _WORTH_A_BAR = 256 << 20
+_SORTS = ("file", "name", "bytes")
 _FIGURES = ("min", "max", "mean", "std", "nan", "inf", "zeros")
 _VALUES = [Column("NAME"), Column("VALUE")]
 
@@ -41,16 +42,16 @@ class _Asked(NamedTuple):
     values: bool
 
 
-@app.command(epilog=options.EPILOG)
+@app.command(short_help="List the tensors: name, dtype, shape, bytes, sharing.", epilog=options.EPILOG)
 def tensors(
     target: options.Target = None,
     root: options.Root = None,
     source: options.Source = None,
     tag: options.Tag = None,
     step: options.Step = None,
-    part: Annotated[str | None, typer.Option("--part", metavar="model|optimizer|PATH", help="Which files.")] = None,
+    part: Annotated[str | None, typer.Option("--part", metavar="|".join((*PARTS, "PATH")), help="Which files.")] = None,
     pattern: Annotated[str | None, typer.Option("--filter", metavar="GLOB", help="Only names that match.")] = None,
-    sort: Annotated[str, typer.Option("--sort", metavar="KEY", help="file, name or bytes.")] = "file",
+    sort: Annotated[str, typer.Option("--sort", metavar="|".join(_SORTS), help="By what.")] = "file",
     as_tree: Annotated[bool, typer.Option("--tree", help="Branches of dotted names, with what each holds.")] = False,
     stats: Annotated[
         bool, typer.Option("--stats", help="min, max, mean, std, NaN, infinities and zeros of each; reads all bytes.")
@@ -81,8 +82,7 @@ def tensors(
       ckpt inspect tensors ./ckpt.pt --values --filter 'args.*'
     """
     chosen = out.pick_format(format, as_json, quiet)
-    if sort not in ("file", "name", "bytes"):
-        raise CkptError(f"{sort!a} is nothing to sort by: file, name or bytes")
+    options.check_word(sort, _SORTS, "nothing to sort by")
     views = [name for name, given in (("--tree", as_tree), ("--values", values)) if given]
     views += [name for name, given in (("--stats", stats), ("--hash", hashes)) if given] if views else []
     if len(views) > 1:

@@ -18,16 +18,14 @@ app = options.new_app()
 _FIELDS = ("path", "dir", "ref", "source", "tag", "step")
 
 
-@app.command(epilog=options.EPILOG)
+@app.command(short_help="Print the newest complete step of a run.", epilog=options.EPILOG)
 def latest(
     target: options.Target = None,
     root: options.Root = None,
     source: options.Source = None,
     tag: options.Tag = None,
     step: options.Step = None,
-    field: Annotated[
-        str, typer.Option("--field", metavar="NAME", help="path, dir, ref, source, tag or step.")
-    ] = "path",
+    field: Annotated[str, typer.Option("--field", metavar="|".join(_FIELDS), help="What to print of it.")] = "path",
     best: Annotated[bool, typer.Option("--best", help="The best by the metric instead of the newest.")] = False,
     metric: Annotated[
         str | None, typer.Option("--metric", metavar="NAME[:min|max]", help="Best by this metric; implies --best.")
@@ -49,8 +47,7 @@ def latest(
       torchrun ... --resume "$(ckpt latest d12 --field step)"
     """
     chosen = out.pick_format(format, as_json, quiet)
-    if field not in _FIELDS:
-        raise CkptError(f"{field!a} is no field: {', '.join(_FIELDS)}")
+    options.check_word(field, _FIELDS, "no field")
 
     def counts(checkpoint: Checkpoint) -> bool:
         if before is not None and (checkpoint.step is None or checkpoint.step >= before):

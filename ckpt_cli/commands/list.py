@@ -4,21 +4,22 @@ from __future__ import annotations
 
 import os
 import time
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args
 
 import typer
 
-from ckpt_cli.checkpoint import Checkpoint, Metric, Role, checkpoint_record, in_order, iso_time, pick_metric
+from ckpt_cli.checkpoint import Checkpoint, Metric, Role, State, checkpoint_record, in_order, iso_time, pick_metric
 from ckpt_cli.commands import options
 from ckpt_cli.errors import CkptError
 from ckpt_cli.metrics import parse_metric
-from ckpt_cli.root import Root
+from ckpt_cli.query import Query, listing
 from ckpt_cli.selector import choose
 from ckpt_cli.ui import out, text
 from ckpt_cli.ui.out import Cell, Column
 
 app = options.new_app()
 _SORTS = ("run", "step", "size", "age", "metric")
+_STATES: tuple[str, ...] = get_args(State)
 _STYLES = {"complete": "green", "incomplete": "red", "in-progress": "yellow"}
 _ROLES: tuple[Role, ...] = ("model", "adapter", "meta", "config", "index", "optimizer", "recipe", "export")
 _SHORT = {"optimizer": "optim"}
@@ -42,15 +43,18 @@ def list_(
     tag: options.Tag = None,
     step: options.Step = None,
     state: Annotated[
-        str | None, typer.Option("--state", metavar="STATE", help="complete, incomplete, in-progress.")
+        str | None, typer.Option("--state", metavar="|".join(_STATES), help="Only what is in this state.")
     ] = None,
     sort: Annotated[
-        str, typer.Option("--sort", metavar="KEY", help="run, step, size, age (newest first) or metric (best first).")
+        str,
+        typer.Option("--sort", metavar="|".join(_SORTS), help="By what; age has the newest first, metric the best."),
     ] = "run",
     reverse: Annotated[bool, typer.Option("--reverse", help="The other way round.")] = False,
     before: Annotated[int | None, typer.Option("--before", metavar="N", help="Only steps below N.")] = None,
     after: Annotated[int | None, typer.Option("--after", metavar="N", help="Only steps above N.")] = None,
-    metric: Annotated[str | None, typer.Option("--metric", metavar="NAME", help="The metric to show.")] = None,
+    metric: Annotated[
+        str | None, typer.Option("--metric", metavar="NAME[:min|max]", help="The metric to show.")
+    ] = None,
     limit: Annotated[int | None, typer.Option("--limit", metavar="N", min=0, help="Only the first N of them.")] = None,
     trash: Annotated[bool, typer.Option("--trash", help="What lies in the trash instead.")] = False,
     format: options.Format = None,
@@ -67,10 +71,9 @@ def list_(
       ckpt list --root /data/runs --sort size --json
     """
     chosen = out.pick_format(format, as_json, quiet)
-    if sort not in _SORTS:
-        raise CkptError(f"{sort!a} is nothing to sort by: {', '.join(_SORTS)}")
-    if state not in (None, "complete", "incomplete", "in-progress"):
-        raise CkptError(f"{state!a} is no state: complete, incomplete or in-progress")
+    options.check_word(sort, _SORTS, "nothing to sort by")
+    if state is not None:
+        options.check_word(state, _STATES, "no state")
     empty: dict[str, Any] = {"root": None, "checkpoints": [], "totals": {"checkpoints": 0, "bytes": 0}}
     with out.answering("list", chosen, empty):
         query = options.look(target, root, source, tag, step)
@@ -108,14 +111,14 @@ def list_(
         out.say(f"{text.count(len(rows), 'checkpoint')}, {text.size(total)} in {query.root.path}")
     if rows:
         return 0
-    out.error(_nothing(query.root, bool(query.found.checkpoints)))
+    out.error(_nothing(query))
     return 1
 
 
-def _nothing(place: Root, others: bool) -> CkptError:
-    root = place.path
-    if others:
-        return CkptError(f"none of the checkpoints in {root} is meant", "`ckpt list` without options shows all")
+def _nothing(query: Query) -> CkptError:
+    place, root = query.root, query.root.path
+    if query.found.checkpoints:
+        return CkptError(f"no checkpoint in {root} fits what was asked for", listing(root))
     there = os.path.isdir(root)
     what = f"there are no checkpoints in {root}" if there else f"there is no directory {root} ({place.origin})"
     return CkptError(what, "--root DIR looks elsewhere, `ckpt demo` writes some to try")
@@ -163,6 +166,8 @@ def _parts(checkpoint: Checkpoint) -> str:
         elif count:
             name = _SHORT.get(role, role)
             words.append(name if count == 1 else f"{count} {name}")
+    if checkpoint.state == "complete" and checkpoint.resumable is False and not checkpoint.having("optimizer"):
+        words.append("no optimizer")
     words += [word for word, true in (("pinned", checkpoint.pinned), ("linked", checkpoint.linked)) if true]
     ranks = checkpoint.ranks
     # Missing ranks are in the count already.

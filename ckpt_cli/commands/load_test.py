@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 from typing import Annotated, Any
@@ -9,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from ckpt_cli import trial
-from ckpt_cli.casts import target_dtype
+from ckpt_cli.casts import DTYPES, target_dtype
 from ckpt_cli.checkpoint import Checkpoint, checkpoint_record, problem_record
 from ckpt_cli.commands import options
 from ckpt_cli.described import base_metadata
@@ -19,7 +20,7 @@ from ckpt_cli.orders import Order
 from ckpt_cli.own_model import SPECIFIER
 from ckpt_cli.places import refuse_outputs
 from ckpt_cli.query import Query
-from ckpt_cli.rebuild import DEVICE
+from ckpt_cli.rebuild import DEVICE, DEVICES
 from ckpt_cli.trial import Outcome
 from ckpt_cli.ui import out, text
 from ckpt_cli.ui.out import Cell, Column
@@ -34,7 +35,7 @@ _MOST_SAID = 50
 _TIMEOUT = 600.0
 
 
-@app.command("load-test", epilog=options.EPILOG)
+@app.command("load-test", short_help="Rebuild the model: does it load, run and resume?", epilog=options.EPILOG)
 def load_test(
     target: options.Target = None,
     root: options.Root = None,
@@ -42,13 +43,11 @@ def load_test(
     tag: options.Tag = None,
     step: options.Step = None,
     device: Annotated[
-        str, typer.Option("--device", metavar="DEVICE", help="auto, cpu, cuda, cuda:N, mps or meta.")
+        str, typer.Option("--device", metavar="|".join(DEVICES), help="On what; meta computes shapes alone.")
     ] = "auto",
-    dtype: Annotated[
-        str | None, typer.Option("--dtype", metavar="DTYPE", help="Hold floats as fp32, bf16, fp16 or fp64.")
-    ] = None,
+    dtype: Annotated[str | None, typer.Option("--dtype", metavar="|".join(DTYPES), help="Hold floats so.")] = None,
     phase: Annotated[
-        str, typer.Option("--phase", metavar="eval|train", help="train takes an optimizer step.")
+        str, typer.Option("--phase", metavar="|".join(_PHASES), help="train takes an optimizer step.")
     ] = "eval",
     tokens: Annotated[
         str | None, typer.Option("--tokens", metavar="1,2,3", help="The batch, instead of a seeded one.")
@@ -65,12 +64,15 @@ def load_test(
     model: Annotated[
         str | None, typer.Option("--model", metavar="PACKAGE.MODULE:CLASS", help="Build a class of your own.")
     ] = None,
+    config: Annotated[
+        str | None, typer.Option("--config", metavar="FILE", help="Supplies what the checkpoint's configuration lacks.")
+    ] = None,
     timeout: Annotated[
         float, typer.Option("--timeout", metavar="S", min=0.1, help="Seconds that a level may take.")
     ] = _TIMEOUT,
-    format: options.Format = None,
+    format: options.Unnamed = None,
     as_json: options.Json = False,
-    quiet: options.Quiet = False,
+    quiet: options.NoNames = False,
 ) -> int:
     """Rebuild the model of a checkpoint and use it: does it load, run and resume?
 
@@ -89,19 +91,22 @@ def load_test(
       ckpt load-test ./ckpt.pt --tokens 1,2,3 --save-logits logits.safetensors
       ckpt load-test base/d26 --set softcap=20 --device cuda
       ckpt load-test ./model.pt --model mine.model:GPT
+      ckpt load-test ./torchtune_model_2.pt --config config.json
     """
     chosen = out.pick_format(format, as_json, quiet)
     out.no_names(chosen, "load-test")
-    if phase not in _PHASES:
-        raise CkptError(f"{phase!a} is no phase: eval or train")
+    options.check_word(phase, _PHASES, "no phase")
     if not DEVICE.fullmatch(device):
-        raise CkptError(f"{device!a} is no device: auto, cpu, cuda, cuda:N, mps or meta")
+        options.check_word(device, DEVICES, "no device")
     if model is not None and not SPECIFIER.fullmatch(model):
         raise CkptError(f"{model!a} is no class: package.module:Class")
     if model and family:
         raise CkptError("--model and --family contradict each other")
+    if math.isnan(timeout):
+        raise CkptError("--timeout is a number of seconds")
     if force and save_logits is None:
         raise CkptError("--force goes with --save-logits alone")
+    floats = dtype and target_dtype(dtype)
     with out.answering("load-test", chosen, _record(None, None)):
         query = options.look(target, root, source, tag, step)
         checkpoint = options.look_for_subject(query)
@@ -115,11 +120,12 @@ def load_test(
             family,
             model,
             device,
-            dtype and target_dtype(dtype),
+            floats,
             phase == "train",
             _tokens(tokens),
             _place(save_logits, query, checkpoint, force),
             force,
+            config and os.path.abspath(os.path.expanduser(config)),
         )
         outcome = trial.run(order, timeout)
     if chosen == "json":

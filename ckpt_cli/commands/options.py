@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Iterable
+from shlex import quote
 from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 
 from ckpt_cli.checkpoint import Checkpoint
-from ckpt_cli.errors import EXIT_CODES
+from ckpt_cli.errors import EXIT_CODES, CkptError
 from ckpt_cli.query import Query, resolve
 from ckpt_cli.selector import choose_one
 from ckpt_cli.settings import Settings, load
@@ -27,12 +29,19 @@ Target = Annotated[
     ),
 ]
 Root = Annotated[str | None, typer.Option("--root", metavar="DIR", help="Where the checkpoints are.")]
-Source = Annotated[str | None, typer.Option("-i", "--source", help="Only this source: base, mid, sft, rl.")]
-Tag = Annotated[str | None, typer.Option("-g", "--tag", "--model-tag", help="Only this run.")]
+Source = Annotated[
+    str | None, typer.Option("-i", "--source", metavar="SOURCE", help="Only this source: base, mid, sft, rl.")
+]
+Tag = Annotated[str | None, typer.Option("-g", "--tag", "--model-tag", metavar="TAG", help="Only this run.")]
 Step = Annotated[str | None, typer.Option("-s", "--step", metavar="N|latest|best", help="Only this step.")]
-Format = Annotated[str | None, typer.Option("--format", metavar="table|plain|json|name", help="Output format.")]
+# Of `prune`, which removes from runs: taken, to say that --keep-step is meant.
+NoStep = Annotated[str | None, typer.Option("-s", "--step", hidden=True)]
+Format = Annotated[str | None, typer.Option("--format", metavar="|".join(out.FORMATS), help="Output format.")]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object.")]
 Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="Names only.")]
+# Of a command that has no names to print: taken, so that it can say so, but not offered.
+Unnamed = Annotated[str | None, typer.Option("--format", metavar="|".join(out.UNNAMED), help="Output format.")]
+NoNames = Annotated[bool, typer.Option("-q", "--quiet", hidden=True)]
 Yes = Annotated[bool, typer.Option("-y", "--yes", help="Do not ask.")]
 DryRun = Annotated[bool, typer.Option("-n", "--dry-run", help="Only show what would be done.")]
 
@@ -86,8 +95,17 @@ def look(target: str | None, root: str | None, source: str | None, tag: str | No
             if garbled(path):
                 out.warning(f"{path}/.ckpt-trash holds files but no readable journal: look at them by hand")
             elif interrupted(path):
-                out.warning(f"a prune of {path} was cut off: `ckpt prune {path}` with --undo or --purge settles it")
+                out.warning(
+                    f"a prune of {path} was cut off: `ckpt prune {quote(path)}` with --undo or --purge settles it"
+                )
     return query
+
+
+def check_word(word: str, words: Iterable[str], what: str) -> None:
+    """Raises CkptError for a word that is none of `words`; `what` says what it should have been, as in `no state`."""
+    known = list(words)
+    if word not in known:
+        raise CkptError(f"{word!a} is {what}: {', '.join(known[:-1])} or {known[-1]}")
 
 
 def settings() -> Settings:
@@ -120,4 +138,4 @@ def look_for_subject(query: Query) -> Checkpoint | None:
 
 def with_root(query: Query, command: str) -> str:
     """The command as it has to be typed to find the same root again."""
-    return f"{command} --root {query.root.path}" if query.root.origin in ("TARGET", "--root") else command
+    return f"{command} --root {quote(query.root.path)}" if query.root.origin in ("TARGET", "--root") else command

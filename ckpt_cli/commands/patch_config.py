@@ -16,7 +16,7 @@ from ckpt_cli.errors import CkptError, NotFound
 from ckpt_cli.journal import new_id
 from ckpt_cli.migrations import MISSING
 from ckpt_cli.patch import difference, told
-from ckpt_cli.patch_plan import Hand, Planned, parse_hands, plan
+from ckpt_cli.patch_plan import Hand, Planned, left_alone, parse_hands, plan
 from ckpt_cli.query import Query
 from ckpt_cli.selector import choose, choose_one
 from ckpt_cli.ui import out, text
@@ -25,12 +25,12 @@ from ckpt_cli.ui.progress import byte_bar
 
 app = options.new_app()
 _COLUMNS = (Column("REF"), Column("STATE"), Column("KEY"), Column("OLD"), Column("NEW"), Column("WHY"))
-_STYLES = {"changes": "yellow", "fine": "green", "unclear": "red", "failed": "red"}
+_STYLES = {"changes": "yellow", "fine": "green", "unclear": "red", "failed": "red", "skipped": "dim"}
 # Of a value in a table for people.
 _MOST_SHOWN = 60
 
 
-@app.command("patch-config", epilog=options.EPILOG)
+@app.command("patch-config", short_help="Bring old metadata up to date.", epilog=options.EPILOG)
 def patch_config(
     target: options.Target = None,
     root: options.Root = None,
@@ -115,7 +115,6 @@ def _plans(query: Query, hands: Sequence[Hand], every: bool, force: bool, only_l
         meant = choose(query)
         if not meant:
             raise NotFound(f"there are no checkpoints in {query.root.path}", "--root DIR looks elsewhere")
-        meant = tuple(c for c in meant if not (c.state == "in-progress" and len(meant) > 1))
     elif query.step is None and not query.file and _is_one_run(query):
         meant = query.pool
     else:
@@ -123,7 +122,11 @@ def _plans(query: Query, hands: Sequence[Hand], every: bool, force: bool, only_l
     if not only_look:
         for said in patching.recover(os.path.realpath(c.run_dir) for c in meant if not c.linked)[0]:
             out.note(said)
-    return [plan(checkpoint, query.file, hands, force, found, sources) for checkpoint in meant]
+    return [
+        (left_alone(checkpoint, every) if len(meant) > 1 else None)
+        or plan(checkpoint, query.file, hands, force, found, sources)
+        for checkpoint in meant
+    ]
 
 
 def _is_one_run(query: Query) -> bool:
@@ -164,7 +167,9 @@ def _rows(planned: Planned) -> list[list[str | Cell]]:
         rows.append([planned.label, Cell("unclear", "unclear", _STYLES["unclear"]), key, "", "", why])
     if planned.failure:
         rows.append([planned.label, Cell("failed", "failed", _STYLES["failed"]), "", "", "", planned.failure.message])
-    return rows or [[planned.label, Cell("fine", "fine", _STYLES["fine"]), "", "", "", ""]]
+    return rows or [
+        [planned.label, Cell(planned.state, planned.state, _STYLES[planned.state]), "", "", "", planned.skipped or ""]
+    ]
 
 
 def _shown(value: Any) -> Cell:
@@ -211,6 +216,7 @@ def _sum_up(plans: Sequence[Planned], would: bool, chosen: out.Format, done: int
         "fine": "fine",
         "unclear": "unclear",
         "failed": "not patched",
+        "skipped": "not looked at",
     }
     parts = [
         f"{done if state == 'changes' and done else number} {words[state]}"
@@ -234,7 +240,9 @@ def _report(plans: Sequence[Planned], done: Sequence[Planned], dry_run: bool, ch
         changed = [{"ref": planned.ref, "path": planned.path, "changes": _changes(planned)} for planned in done]
         unchanged = [planned.ref or planned.path for planned in plans if planned not in done]
         notes = [{"ref": planned.ref, "detail": planned.note} for planned in plans if planned.note]
-        body = {"changed": changed, "unchanged": unchanged, "dry_run": dry_run, "problems": problems, "notes": notes}
+        skipped = [{"ref": planned.ref, "reason": planned.skipped} for planned in plans if planned.skipped]
+        body = {"changed": changed, "unchanged": unchanged, "dry_run": dry_run, "problems": problems}
+        body |= {"notes": notes, "skipped": skipped}
         out.emit_json("patch-config", body)
 
 

@@ -21,6 +21,7 @@ from ckpt_cli.metrics import parse_metric
 from ckpt_cli.plans import Plan, Rules, RunPlan
 from ckpt_cli.query import Query
 from ckpt_cli.reach import names_one_run, refuse_outside, runs_only
+from ckpt_cli.replaced import with_replaced
 from ckpt_cli.retain import settled_plan
 from ckpt_cli.ruleset import Ruleset, joined, named_policy, ruleset
 from ckpt_cli.settings import Settings
@@ -38,7 +39,7 @@ def prune(
     root: options.Root = None,
     source: options.Source = None,
     tag: options.Tag = None,
-    step: options.Step = None,
+    step: options.NoStep = None,
     keep: Annotated[
         int | None, typer.Option("--keep", "--keep-last", metavar="N", help="Keep the last N of each run.")
     ] = None,
@@ -161,7 +162,7 @@ def prune(
             optimizer_only=optimizer_only,
             others=tuple(c for c in query.found.checkpoints if (c.run_dir, c.ref) not in meant),
         )
-        plan = settled_plan(pool, rules.policies, bounds, opens, rules.budget)
+        plan = with_replaced(settled_plan(pool, rules.policies, bounds, opens, rules.budget))
         drawing.show(plan, chosen, *parse_metric(metric))
         return _decide(query, plan, dry_run, trash, yes, chosen)
 

@@ -23,7 +23,7 @@ _COLUMNS = (Column("REF"), Column("FILE"), Column("STATE"), Column("PROBLEM"))
 _STYLES = {"ok": "green", "damaged": "red", "unverifiable": "dim", "skipped": "yellow"}
 
 
-@app.command(epilog=options.EPILOG)
+@app.command(short_help="Check that every byte is as it was written.", epilog=options.EPILOG)
 def verify(
     target: options.Target = None,
     root: options.Root = None,

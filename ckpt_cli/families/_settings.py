@@ -46,7 +46,8 @@ def required(described: Described, keys: Sequence[str]) -> None:
 
 
 def lacking(described: Described, keys: Sequence[str]) -> CkptError:
-    return CkptError(f"{described.path} lacks a configuration that says {', '.join(keys)}")
+    what = f"{described.path} lacks a configuration that says {', '.join(keys)}"
+    return CkptError(what, "--config FILE, an object with these keys, supplies it")
 
 
 def divided(described: Described, whole_key: str, total: int, part_key: str, parts: int) -> int:

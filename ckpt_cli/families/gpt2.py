@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from ckpt_cli.errors import CkptError, Damaged
 from ckpt_cli.families import Assumption, Blueprint, Described
 from ckpt_cli.families._modules import module_of, tie
-from ckpt_cli.families._settings import MOST_WIDE, divided, listed, required, settable, shown, whole
+from ckpt_cli.families._settings import MOST_WIDE, divided, lacking, listed, required, settable, shown, whole
 from ckpt_cli.items import Item
 
 if TYPE_CHECKING:
@@ -45,15 +45,20 @@ _LAYER: dict[str, tuple[int, ...]] = {
 
 
 def claims(described: Described) -> str | None:
-    """By the names of its weights, and its configuration's; transformers' own GPT-2 says its model_type."""
-    fused = [name for name in described.tensors if _FUSED.fullmatch(name)]
+    """By the names of its weights, and its configuration's; transformers' own GPT-2 says its model_type, and has its
+    matrices the other way. Raises CkptError where there is no configuration."""
+    fused = [tensor.shape for name, tensor in described.tensors.items() if _FUSED.fullmatch(name)]
     if not fused or "model_type" in described.config:
+        return None
+    if not any(key in described.config for key in ("<class>", "bias", "dropout", *_NUMBERS)):
+        if fused[0][:1] == tuple(3 * width for width in fused[0][1:]):
+            raise lacking(described, _NUMBERS)
         return None
     if "<class>" in described.config:
         return "gpt2-build-nanogpt"
     if "bias" in described.config or "dropout" in described.config:
         return "gpt2-nanogpt"
-    return "gpt2-nano-gpt" if any(key in described.config for key in _NUMBERS) else None
+    return "gpt2-nano-gpt"
 
 
 def plan(described: Described, family: str) -> Blueprint:

@@ -25,6 +25,10 @@ NAMES = ("transformers-*",)
 _PREFIX = "transformers-"
 # How torchtune and Meta name what no model of transformers has.
 _FOREIGN = re.compile(r"tok_embeddings\.weight|layers\.[0-9]+\.(?:attn|attention)\..+")
+_ADAPTED = re.compile(r"\.lora_[abAB]\.")
+# How it names what it does not share with trainers of their own; a GPT-2 of those says its configuration, or is told
+# by its matrices, which lie the other way.
+_OWN = re.compile(r"(?:model\.)?layers\.[0-9]+\.self_attn\..+|(?:transformer\.)?h\.[0-9]+\.attn\.c_attn\.weight")
 # A table that older versions saved and newer ones compute, besides what a model's class names.
 _COMPUTED = r"rotary_emb\.inv_freq"
 _OWN_CLASS = "--model package.module:Class builds a class of your own"
@@ -40,14 +44,17 @@ class _State(NamedTuple):
 def claims(described: Described) -> str | None:
     """By the model_type of its config.json; torchtune's and Meta's names are mapped first. Raises CkptError, as the
     map does, where that is not possible."""
+    if any(_ADAPTED.search(name) for name in described.tensors):
+        raise CkptError(f"{described.path} is of an adapter, which is no model without the one it was made for")
     if any(_FOREIGN.fullmatch(name) for name in described.tensors):
         kind = (described.mapped().config or {}).get("model_type")
     else:
         kind = described.config.get("model_type")
     if isinstance(kind, str):
         return _PREFIX + kind
-    if described.layout == "huggingface":
-        raise CkptError(f"{described.path} lies with no config.json that says a model_type")
+    if described.layout == "huggingface" or any(_OWN.fullmatch(name) for name in described.tensors):
+        what = f"{described.path} lies with no config.json that says a model_type"
+        raise CkptError(what, "--config FILE, a config.json, supplies it")
     return None
 
 

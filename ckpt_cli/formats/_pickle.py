@@ -13,8 +13,9 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from ckpt_cli.errors import CkptError
+from ckpt_cli.formats._effects import PLACED
 from ckpt_cli.formats._inert import Global, Malformed, Opaque, Ordered, RunsCode, Truncated, room_of, runs_code
-from ckpt_cli.formats._opcodes import CALLED, COSTS, FAR_SLOT, MARK, NEW_NAME, PLACED, TABLE
+from ckpt_cli.formats._opcodes import CALLED, COSTS, FAR_SLOT, MARK, NEW_NAME, TABLE
 
 _MAX_NAME = 1000
 # Different names nobody knows: the largest pickled module has some hundreds.

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from bisect import bisect_left
-from collections.abc import Iterable, Iterator
-from itertools import chain
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from ckpt_cli.checkpoint import TensorInfo
 from ckpt_cli.errors import CkptError
-from ckpt_cli.formats._inert import Attributed, Global, Held, Opaque, Ordered, room_of
+from ckpt_cli.formats._inert import Attributed, Global, Opaque, Ordered, room_of
 from ckpt_cli.formats._known import known
+from ckpt_cli.formats._members import ITSELF, as_json, empty_as_json, key_text, kind_of, members_of, weight_of
 
 # Python's pickler stops at its own limit of calls, 1000 by default. Names grow with the depth.
 MAX_DEPTH = 2000
@@ -30,15 +29,8 @@ _SHOWN = 20
 # Characters of a leaf that is sooner written again.
 _SHORT = 16
 _WRITTEN_ANEW = (tuple, set, frozenset, bytes, Global, Opaque)
-_MAX_BYTES_SHOWN = 64
-# Of an object that is a key: it may be written out for each of the many places where its dictionary stands.
-_MAX_ARGUMENTS = 8
-# The key of a member that stands under the name of what it is a member of.
-_ITSELF = object()
 # Leaves that JSON holds as they are; a container is a leaf when it is empty.
 _FAITHFUL = frozenset({str, int, float, bool, type(None), dict, Ordered, list})
-# By type: a TensorInfo is a tuple.
-_CONTAINERS = frozenset({dict, Ordered, list, tuple, Opaque, Attributed})
 
 
 class Flat(NamedTuple):
@@ -88,7 +80,7 @@ class _Walk:
         while self.around:
             name, value, members = self.around[-1]
             for key, child in members:
-                if key is _ITSELF:
+                if key is ITSELF:
                     below = name
                 else:
                     word = key if type(key) is str else str(key) if type(key) is int else self.word(key)
@@ -115,9 +107,9 @@ class _Walk:
             self.kinds[name] = "same"
             return False
         leaf = self.leaves.get(id(value))
-        children = None if leaf else _children(value)
+        children = None if leaf else members_of(value)
         if not children:
-            leaf = leaf or (_weight(value), _plain(value) if children is None else _empty(value))
+            leaf = leaf or (weight_of(value), as_json(value) if children is None else empty_as_json(value))
             cost = _VALUE
             if id(value) not in self.leaves and isinstance(value, _WRITTEN_ANEW):
                 cost += _LEAF + 8 * leaf[0]
@@ -135,7 +127,7 @@ class _Walk:
         if len(self.around) > MAX_DEPTH:
             raise CkptError(f"its contents are nested deeper than {MAX_DEPTH} levels")
         self.count(name, 0, _CONTAINER)
-        self.kinds[name] = "mixed" if name in self.kinds else _kind(value)
+        self.kinds[name] = "mixed" if name in self.kinds else kind_of(value)
         self.first.setdefault(id(value), name)
         self.path.add(id(value))
         self.around.append((name, value, iter(children)))
@@ -143,7 +135,7 @@ class _Walk:
 
     def word(self, key: Any) -> str:
         """The key in a name. Objects are told apart by a number where their text is the same."""
-        text = _key_text(key)
+        text = key_text(key)
         self.room -= _WORDED
         alike = isinstance(key, Attributed) or (isinstance(key, Opaque) and known(key) is None)
         if not alike:
@@ -171,30 +163,6 @@ class _Walk:
         return id(value) in self.bearing
 
 
-def _kind(value: Any) -> str:
-    if isinstance(value, dict):
-        types = set(map(type, value))
-        if types == {str}:
-            return "mixed" if _is_mixed(value) else "ordered" if type(value) is Ordered else "dict"
-        return "ints" if types == {int} else "object"
-    if isinstance(value, Opaque) and isinstance(value.state, dict) and _module(value.state) is not None:
-        return "module"
-    if type(value) is list:
-        return "list"
-    return "tuple" if type(value) is tuple else "object"
-
-
-def _is_mixed(value: dict[str, Any]) -> bool:
-    """Whether what lies in one of its containers may be called as another of its members is."""
-    containers = [key for key, child in value.items() if type(child) in _CONTAINERS and child]
-    ordered = sorted(value) if containers else []
-    for key in containers:
-        at = bisect_left(ordered, f"{key}.")
-        if not key or (at < len(ordered) and ordered[at].startswith(f"{key}.")):
-            return True
-    return False
-
-
 def _bearing(root: Any, most: int) -> set[int]:
     """The containers with a tensor somewhere below, by identity: upward from those that hold one.
 
@@ -209,7 +177,7 @@ def _bearing(root: Any, most: int) -> set[int]:
     while pending:
         item = pending.pop()
         holder = numbers[id(item)]
-        for _, child in _children(item) or ():
+        for _, child in members_of(item) or ():
             if type(child) is TensorInfo:
                 reached.append(holder)
             elif isinstance(child, (dict, list, tuple, Opaque, Attributed)):
@@ -232,107 +200,3 @@ def _bearing(root: Any, most: int) -> set[int]:
                 reached.append(holders[place])
                 place = before[place]
     return {key for key, number in numbers.items() if found[number]}
-
-
-def _weight(value: Any) -> int:
-    """About how many characters it takes to write the value."""
-    if isinstance(value, str):
-        return len(value)
-    if isinstance(value, (tuple, set, frozenset)):
-        return sum(1 + _weight(item) for item in value)
-    if isinstance(value, (bytes, bytearray)):
-        return 20 + 2 * min(len(value), _MAX_BYTES_SHOWN)
-    if isinstance(value, (Opaque, Global)):
-        plain = known(value) if isinstance(value, Opaque) else None
-        return len(value.name) if plain is None else len(str(plain))
-    return value.bit_length() // 3 if isinstance(value, int) else 1
-
-
-def _children(value: Any) -> Iterable[tuple[Any, Any]] | None:
-    """A container's members by key or index, None for what is no container; () where it is empty.
-
-    Not by name: the text of a key can be long, and the members many.
-    """
-    if isinstance(value, dict):
-        return value.items() if value else ()
-    if isinstance(value, (list, tuple)):
-        if isinstance(value, tuple) and _scalars(value):
-            return None
-        return enumerate(value) if value else ()
-    if isinstance(value, Attributed):
-        return [(_ITSELF, value.tensor), *value.more.items()]
-    if isinstance(value, Opaque):
-        if known(value) is not None:
-            return None
-        members: list[Iterable[tuple[Any, Any]]] = [value.items.items(), enumerate(value.elements)]
-        if _with_slots(value.state):
-            members += [part.items() for part in value.state if part]
-        elif isinstance(value.state, dict):
-            members.append(_module(value.state) or value.state.items())
-        elif value.state is not None:
-            members.append([("<state>", value.state)])
-        if value.args:
-            members.append([("<args>", value.args)])
-        return chain([("<class>", value.name)], *members)
-    return None
-
-
-def _scalars(values: tuple[Any, ...]) -> bool:
-    return all(isinstance(item, (int, float, str, type(None))) for item in values)
-
-
-def _with_slots(state: Any) -> bool:
-    """Whether it is the state of an object with slots, after copyreg: its dictionary or None, and the slots by name."""
-    if type(state) is not tuple or len(state) != 2:
-        return False
-    return (state[0] is None or isinstance(state[0], dict)) and isinstance(state[1], dict)
-
-
-def _module(state: dict[Any, Any]) -> list[tuple[Any, Any]] | None:
-    """The members of a pickled torch.nn.Module under the names of its state dict, None for any other object."""
-    parts = [state.get(name) for name in ("_parameters", "_buffers", "_modules")]
-    if not all(isinstance(part, dict) for part in parts):
-        return None
-    passing = state.get("_non_persistent_buffers_set")
-    passing = passing if isinstance(passing, (set, frozenset)) else ()
-    return [
-        (key, item)
-        for part in parts
-        if part is not None
-        for key, item in part.items()
-        if item is not None and key not in passing
-    ]
-
-
-def _key_text(key: Any) -> str:
-    if isinstance(key, Opaque) and 0 < len(key.args) <= _MAX_ARGUMENTS and _scalars(key.args) and known(key) is None:
-        # A member of an enumeration is its class, called with its value.
-        return f"<{key.name} {' '.join(map(str, key.args))}>"
-    return key if isinstance(key, str) else str(_plain(key))
-
-
-def _empty(value: Any) -> Any:
-    return value if type(value) in (dict, list) else {} if isinstance(value, dict) else []
-
-
-def _plain(value: Any) -> Any:
-    """A leaf as JSON can hold it."""
-    if isinstance(value, (bytes, bytearray)):
-        more = "..." if len(value) > _MAX_BYTES_SHOWN else ""
-        return f"<{len(value)} bytes {bytes(value[:_MAX_BYTES_SHOWN]).hex()}{more}>"
-    if isinstance(value, (set, frozenset)):
-        return sorted((_plain(item) for item in value), key=str)
-    if isinstance(value, Held):
-        return f"<storage {value.storage.name}>"
-    if isinstance(value, tuple):
-        return [_plain(item) for item in value]
-    if isinstance(value, (Opaque, Global)):
-        plain = known(value) if isinstance(value, Opaque) else None
-        return f"<{value.name}>" if plain is None else plain
-    if isinstance(value, Attributed):
-        return "<tensor>"
-    if isinstance(value, complex):
-        return str(value)
-    if isinstance(value, (str, int, float, bool, type(None))):
-        return str(value) if type(value) not in (str, int, float, bool, type(None)) else value
-    return f"<{type(value).__name__}>"

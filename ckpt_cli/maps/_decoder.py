@@ -91,13 +91,16 @@ def _sorted_out(family: Family, source: Source, names: _Names) -> tuple[dict[str
             dropped.append((tensor.name, reason))
         else:
             what = f"{source.path}: no map of {source.model_type} from {source.naming} knows tensor {name!a}"
-            raise CkptError(what, HINT)
+            raise CkptError(what, HINT, kind="unknown-tensor", record=tensor.name)
     said = source.config.get("num_hidden_layers", source.params.get("n_layers", layers + 1))
     if isinstance(said, int) and said < layers + 1:
-        raise CkptError(f"{source.path} has {layers + 1} layers where its configuration says {said}")
+        last = next(tensor.name for name, tensor in kept.items() if _pattern(name)[1] == layers)
+        what = f"{source.path} has {layers + 1} layers, tensor {last!a} in one, and its configuration says {said}"
+        raise CkptError(what, kind="unknown-tensor", record=last)
     for name in _expected(names, source, min(said, 1 << 16) if isinstance(said, int) else layers + 1):
         if name not in kept:
-            raise CkptError(f"{source.path} lacks tensor {name!a}", "a model in several files is converted as a whole")
+            hint = "a model in several files is converted as a whole"
+            raise CkptError(f"{source.path} lacks tensor {name!a}", hint, kind="missing-tensor", record=name)
     return kept, dropped
 
 
@@ -138,7 +141,8 @@ def _tied(family: Family, source: Source, head: Row, names: _Names) -> tuple[boo
         if said or (said is None and source.naming == "torchtune"):
             return True, ()
         name = head.in_(source.naming)
-        raise CkptError(f"{source.path} lacks tensor {name!a}, and its configuration does not say tie_word_embeddings")
+        what = f"{source.path} lacks tensor {name!a}, and its configuration does not say tie_word_embeddings"
+        raise CkptError(what, kind="missing-tensor", record=name)
     if head is SCORE or said is False:
         return False, ()
     if source.same(embedding, last):
@@ -201,7 +205,8 @@ def _whole(fused: Fused, source: Source, layer: str) -> Item:
     parts = [source.tensors[name.replace("{n}", layer)] for name in fused.torchtune]
     name = fused.hf.replace("{n}", layer)
     if len({(part.dtype, part.shape[1:]) for part in parts}) != 1:
-        raise CkptError(f"{source.path}: what would be {name!a} differs in dtype or width")
+        what = f"{source.path}: what would be {name!a} differs in dtype or width"
+        raise CkptError(what, kind="wrong-shape", record=parts[0].name)
     view = end_to_end(parts)
     return Item(name, view, view.shape, view.dtype)
 
@@ -215,10 +220,8 @@ def _configuration(
     shapes = {item.name: item.shape for item in items}
     if target == "meta":
         return source.params or params_of(source, shapes)
-    if not source.config:
-        return config_of(source, shapes, tied)
-    config = dict(source.config)
+    config = dict(source.config) or config_of(source, shapes, tied)
     if config.get("tie_word_embeddings", source.model_type in family.tied) is not tied and not _judges(source):
         config["tie_word_embeddings"] = tied
-    check(source.path, config, shapes)
+    check(source.path, config, shapes, {item.name: item.tensor.name for item in items})
     return config

@@ -30,7 +30,8 @@ class Heads(NamedTuple):
             return count
         if of == "key" and self.keys is None:
             raise absent(source, ("n_kv_heads" if source.params and not source.config else "num_key_value_heads",))
-        raise CkptError(f"{source.path}: tensor {name!a} has {rows} rows, which are not {count} heads of {self.size}")
+        what = f"{source.path}: tensor {name!a} has {rows} rows, which are not {count} heads of {self.size}"
+        raise CkptError(what, kind="wrong-shape", record=name)
 
 
 def heads_of(source: Source) -> Heads:

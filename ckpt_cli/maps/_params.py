@@ -57,8 +57,8 @@ def config_of(source: Source, shapes: _Shapes, tied: bool) -> dict[str, Any]:
     }
     said = params.get("vocab_size", -1)
     if said not in (-1, config["vocab_size"]):
-        raise CkptError(f"{source.path} has {config['vocab_size']} words where its params.json says {said!a}")
-    check(source.path, config, shapes)
+        what = f"{source.path} has {config['vocab_size']} words in 'tok_embeddings.weight'"
+        raise CkptError(f"{what} where its params.json says {said!a}", kind="wrong-shape")
     return config
 
 
@@ -126,16 +126,19 @@ def notes_on(source: Source, target: str) -> tuple[str, ...]:
     return ()
 
 
-def check(path: str, config: Mapping[str, Any], shapes: _Shapes) -> None:
-    """Raises CkptError where config.json says another shape than a tensor has."""
-    words, width = shapes["model.embed_tokens.weight"]
-    found = {"vocab_size": words, "hidden_size": width, "num_hidden_layers": _layers(shapes)}
-    gate = shapes.get("model.layers.0.mlp.gate_proj.weight")
-    if gate:
-        found["intermediate_size"] = gate[0]
-    for key, value in found.items():
+def check(path: str, config: Mapping[str, Any], shapes: _Shapes, names: Mapping[str, str]) -> None:
+    """Raises CkptError where config.json says another shape than a tensor has, by `names` of its own."""
+    embedding = "model.embed_tokens.weight"
+    words, width = shapes[embedding]
+    found = {"vocab_size": (words, embedding), "hidden_size": (width, embedding)}
+    found["num_hidden_layers"] = (_layers(shapes), list(shapes)[-1])
+    name = "model.layers.0.mlp.gate_proj.weight"
+    if gate := shapes.get(name):
+        found["intermediate_size"] = (gate[0], name)
+    for key, (value, tensor) in found.items():
         if config.get(key, value) != value:
-            raise CkptError(f"{path}: its configuration says {key} {config[key]!a}, its tensors say {value}")
+            what = f"{path}: its configuration says {key} {config[key]!a}, its tensors say {value}"
+            raise CkptError(f"{what} ({names[tensor]!a})", kind="wrong-shape", record=names[tensor])
 
 
 def _layers(shapes: _Shapes) -> int:

@@ -6,12 +6,15 @@ import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 from ckpt_cli.errors import CkptError, Refused
 from ckpt_cli.ui.text import printable
 
 Format = Literal["table", "plain", "json", "name"]
+FORMATS: tuple[str, ...] = get_args(Format)
+# Those of a command whose answer has no names.
+UNNAMED = FORMATS[:-1]
 
 
 class Column(NamedTuple):
@@ -42,7 +45,7 @@ def pick_format(format: str | None, as_json: bool, quiet: bool) -> Format:
         raise CkptError(f"{' and '.join(sorted(asked))} are two output formats: name one")
     if asked:
         name = asked.pop()
-        if name not in ("table", "plain", "json", "name"):
+        if name not in FORMATS:
             raise CkptError(f"{name!a} is no output format: table, plain, json or name")
         return name  # type: ignore[return-value]
     return "table" if sys.stdout.isatty() else "plain"
@@ -179,7 +182,13 @@ def confirm(question: str, yes: bool) -> bool:
         raise Refused("there is no terminal to ask on", "--yes goes ahead without asking")
     sys.stderr.write(f"{printable(question)} [y/N] ")
     sys.stderr.flush()
-    return sys.stdin.readline().strip().lower() in ("y", "yes")
+    said = ""
+    try:
+        said = sys.stdin.readline()
+    finally:
+        if not said.endswith("\n"):  # ended or interrupted: what follows begins a line of its own
+            sys.stderr.write("\n")
+    return said.strip().lower() in ("y", "yes")
 
 
 def _say(message: str) -> None:

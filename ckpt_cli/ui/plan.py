@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
+from shlex import quote
 from typing import Any, NamedTuple
 
 from ckpt_cli.checkpoint import Checkpoint, Goal, in_order, pick_metric
@@ -17,6 +18,8 @@ _COLUMNS = (Column("REF"), Column("PLAN"), Column("SIZE", right=True), Column("M
 _STYLES = {"keep": "green", "remove": "red", "strip": "red"}
 # On a terminal, of more rows in a row with one fate only the first and the last are drawn.
 _MANY = 12
+# Of those that need one, beyond so many only the first is named.
+_NEEDED, _MOST_NEEDING = " needs it", 2
 
 
 class _Line(NamedTuple):
@@ -37,7 +40,7 @@ def show(plan: Plan, chosen: Format, metric: str | None, goal: Goal | None) -> N
         out.emit_rows(chosen, _COLUMNS, rows)
         for group in plan.groups:
             if group.ignored and group.ignored[0].checkpoint.linked:
-                out.say(f"hint: --root {os.path.realpath(group.dir)} prunes the linked run itself")
+                out.say(f"hint: --root {quote(os.path.realpath(group.dir))} prunes the linked run itself")
         if plan.removed or chosen == "table":
             out.say(total(plan))
     for group in plan.groups if plan.optimizer_only else ():
@@ -51,7 +54,7 @@ def say(plan: Plan) -> None:
     """The plan on stderr, for who is asked while stdout is for a program."""
     for group in plan.groups:
         for line in _lines(group, plan.optimizer_only):
-            out.say(f"{line.fate:7}{line.checkpoint.ref}  {size(line.bytes)}  {line.why}".rstrip())
+            out.say(f"{line.fate:7}{line.checkpoint.ref}  {size(line.bytes)}  {shortened(line.why)}".rstrip())
 
 
 def total(plan: Plan) -> str:
@@ -141,13 +144,25 @@ def _lines(group: RunPlan, optimizer_only: bool) -> list[_Line]:
 
 def _row(line: _Line, metric: str | None, goal: Goal | None) -> list[str | Cell]:
     found = pick_metric(line.checkpoint, metric, goal)
+    why = shortened(line.why)
     return [
         line.checkpoint.ref,
         Cell(line.fate, line.fate, _STYLES.get(line.fate, "dim")),
         Cell(size(line.bytes), str(line.bytes)),
         Cell(f"{found.name} {found.value:.4g}", f"{found.name}={found.value!r}") if found else "",
-        line.why,
+        Cell(why, line.why) if why != line.why else why,
     ]
+
+
+def shortened(why: str) -> str:
+    """Reasons for people: of many that need a checkpoint, only the first is named."""
+    pieces = why.split(", ")
+    needing = [piece for piece in pieces if piece.endswith(_NEEDED)]
+    if len(needing) <= _MOST_NEEDING:
+        return why
+    first = pieces.index(needing[0])
+    others = [piece for piece in pieces[first:] if not piece.endswith(_NEEDED)]
+    return ", ".join([*pieces[: first + 1], f"{len(needing) - 1} more need it", *others])
 
 
 def _shortened(lines: Sequence[_Line], metric: str | None, goal: Goal | None) -> list[list[str | Cell]]:

@@ -1,0 +1,231 @@
+"""What opcodes of a pickle do to the interpreter's stack, marks and memo. Which does what, `_opcodes` says."""
+
+from __future__ import annotations
+
+import codecs
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from ckpt_cli.formats._inert import Global, Malformed, Opaque, checked_key
+
+if TYPE_CHECKING:
+    from ckpt_cli.formats._pickle import Machine
+
+# 2467 digits: Python itself refuses to write out numbers of more than 4300.
+_MAX_LONG_BYTES = 1024
+# What things take in memory in bytes, as in `_opcodes`: a tuple; an entry of a dict, and the room for its first ones;
+# an element of a set.
+TUPLE, _ENTRY, _FIRST_ENTRIES, PLACED = 56, 60, 160, 112
+
+
+def _set_items(machine: Machine, target: Any, items: list[Any]) -> None:
+    store = target.items if isinstance(target, Opaque) else target
+    if not isinstance(store, dict):
+        raise Malformed(f"its pickle sets an item of a {type(target).__name__} at byte {machine.at}")
+    if len(items) % 2:
+        raise Malformed(f"its pickle sets a key without a value at byte {machine.at}")
+    machine.room -= len(items) // 2 * _ENTRY + (0 if store else _FIRST_ENTRIES)
+    for index in range(0, len(items), 2):
+        key = items[index]
+        if type(key) is not str:
+            key = checked_key(key)
+            machine.room -= TUPLE
+        store[key] = items[index + 1]
+
+
+def append(machine: Machine, items: list[Any]) -> None:
+    target = machine.stack[-1]
+    store = target.elements if isinstance(target, Opaque) else target
+    if type(store) is not list:
+        raise Malformed(f"its pickle appends to a {type(target).__name__} at byte {machine.at}")
+    store.extend(items)
+
+
+def build(machine: Machine) -> None:
+    """State for the object below it. That of a known type (hooks, the `_metadata` of a state dict) is not needed."""
+    state = machine.stack.pop()
+    target = machine.stack[-1]
+    if isinstance(target, Opaque):
+        target.state = state
+    elif isinstance(target, (list, str, int, bytes, Global, type(None))):
+        raise Malformed(f"its pickle sets the state of a {type(target).__name__} at byte {machine.at}")
+
+
+def reduce(machine: Machine) -> None:
+    args = machine.stack.pop()
+    machine.stack[-1] = machine.call(machine.stack[-1], args)
+
+
+def new_object_ex(machine: Machine) -> None:
+    args, named = machine.stack.pop(-2), machine.stack.pop()
+    made = machine.call(machine.stack[-1], args)
+    if named and not isinstance(made, Opaque):
+        raise Malformed(f"its pickle calls a known function with named arguments at byte {machine.at}")
+    if named:
+        made.state = named
+    machine.stack[-1] = made
+
+
+def stack_global(machine: Machine) -> None:
+    module, name = machine.stack.pop(-2), machine.stack.pop()
+    if type(name) is not str or type(module) is not str:
+        raise Malformed(f"its pickle has a name that is no text at byte {machine.at}")
+    machine.name(module, name)
+
+
+def text_global(machine: Machine) -> None:
+    module = machine.line().decode()
+    machine.name(module, machine.line().decode())
+
+
+def protocol(machine: Machine) -> None:
+    version = machine.take(1)[0]
+    if version > 5:
+        raise Malformed(f"its pickle is of the unknown protocol {version}")
+
+
+def pop(machine: Machine) -> None:
+    _ = machine.stack.pop() if machine.stack else machine.pop_mark()
+
+
+def pop_mark(machine: Machine) -> None:
+    machine.pop_mark()
+
+
+def mark(machine: Machine) -> None:
+    machine.marks.append(machine.stack)
+    machine.stack = []
+
+
+def tuple_of(count: int) -> Callable[[Machine], None]:
+    def handler(machine: Machine) -> None:
+        stack = machine.stack
+        if len(stack) < count:
+            raise IndexError
+        stack[-count:] = (tuple(stack[-count:]),)
+
+    return handler
+
+
+def pushing(make: Callable[[Machine], Any]) -> Callable[[Machine], None]:
+    def handler(machine: Machine) -> None:
+        # The operand first: making it may replace the stack.
+        value = make(machine)
+        machine.stack.append(value)
+
+    return handler
+
+
+def put(machine: Machine) -> None:
+    machine.put(machine.byte())
+
+
+def put_long(machine: Machine) -> None:
+    machine.put(int.from_bytes(machine.take(4), "little"))
+
+
+def get(machine: Machine) -> None:
+    machine.stack.append(machine.get(machine.byte()))
+
+
+def get_long(machine: Machine) -> None:
+    machine.stack.append(machine.get(int.from_bytes(machine.take(4), "little")))
+
+
+def small_int(machine: Machine) -> None:
+    machine.stack.append(machine.byte())
+
+
+def unicode(machine: Machine) -> None:
+    data = machine.take(int.from_bytes(machine.take(4), "little"))
+    machine.stack.append(data.decode("utf-8", "surrogatepass"))
+
+
+def empty_tuple(machine: Machine) -> None:
+    machine.stack.append(())
+
+
+def marked_tuple(machine: Machine) -> None:
+    items = tuple(machine.pop_mark())
+    machine.stack.append(items)
+
+
+def persistent_id(machine: Machine) -> None:
+    machine.stack[-1] = machine.persistent(machine.stack[-1])
+
+
+def put_text(machine: Machine) -> None:
+    slot = integer(machine.line())
+    if not 0 <= slot < 2**32:  # longer ones, of which many have the same hash, nobody writes
+        raise Malformed(f"its pickle has an odd memo slot at byte {machine.at}")
+    machine.put(slot)
+
+
+def memoize(machine: Machine) -> None:
+    machine.put(len(machine.memo) + len(machine.far) - machine.unset)
+
+
+def integer(text: bytes) -> int:
+    if len(text) > 1000:
+        raise Malformed(f"its pickle has a number of {len(text)} digits")
+    return int(text)
+
+
+def int_text(machine: Machine) -> Any:
+    text = machine.line()
+    return {b"00": False, b"01": True}[text] if text in (b"00", b"01") else integer(text)
+
+
+def long(width: int) -> Callable[[Machine], int]:
+    def make(machine: Machine) -> int:
+        data = machine.sized(width)
+        if len(data) > _MAX_LONG_BYTES:
+            raise Malformed(f"its pickle has a number of {len(data)} bytes")
+        return int.from_bytes(data, "little", signed=True)
+
+    return make
+
+
+def string_text(machine: Machine) -> str:
+    text = machine.line().strip()
+    if len(text) < 2 or text[:1] not in b"'\"" or text[:1] != text[-1:]:
+        raise Malformed(f"its pickle has a string without quotes at byte {machine.at}")
+    return codecs.escape_decode(text[1:-1])[0].decode("latin-1")
+
+
+def set_one(machine: Machine) -> None:
+    item = [machine.stack.pop(-2), machine.stack.pop()]
+    _set_items(machine, machine.stack[-1], item)
+
+
+def set_many(machine: Machine) -> None:
+    items = machine.pop_mark()
+    _set_items(machine, machine.stack[-1], items)
+
+
+def add_many(machine: Machine) -> None:
+    items = machine.pop_mark()
+    target = machine.stack[-1]
+    if isinstance(target, Opaque):
+        target.elements.extend(items)
+    elif isinstance(target, set):
+        machine.room -= len(items) * PLACED
+        target.update(checked_key(item) for item in items)
+    else:
+        raise Malformed(f"its pickle adds to a {type(target).__name__} at byte {machine.at}")
+
+
+def dictionary(machine: Machine) -> dict[Any, Any]:
+    made: dict[Any, Any] = {}
+    _set_items(machine, made, machine.pop_mark())
+    return made
+
+
+def frozen(machine: Machine) -> frozenset[Any]:
+    items = machine.pop_mark()
+    machine.room -= len(items) * PLACED
+    return frozenset(checked_key(item) for item in items)
+
+
+def utf8(data: bytes) -> str:
+    return data.decode("utf-8", "surrogatepass")
