@@ -88,6 +88,8 @@ def be_rank(task: dict[str, Any], rank: int, folder: str, log: int) -> int:
     if world > 1:
         meeting, wait = f"file://{folder}/meeting", timedelta(seconds=60)
         distributed.init_process_group("gloo", init_method=meeting, rank=rank, world_size=world, timeout=wait)
+        # No rank may die before all have met.
+        distributed.barrier()
     mine = fault.get("rank", 0) == rank
     plant(fault.get("mode", "") if mine else "", fault.get("at", 0), log)
     step, value = task["step"], task["value"]
