@@ -146,7 +146,7 @@ def picture(line: str, folder: Path) -> str:
     from rich.console import Console
     from rich.text import Text
 
-    said = typed(line, folder, colour=True)[1]
+    said = typed(line, folder, colour=True)[1].replace(str(folder.parent), "~")
     console = Console(record=True, width=COLUMNS, file=open(os.devnull, "w"))  # noqa: SIM115
     console.print(Text.from_ansi(f"$ {line}\n{said.rstrip()}"), soft_wrap=True)
     return console.export_svg(title=line, unique_id=line.split()[1])
