@@ -19,8 +19,12 @@ demo: .venv/ready
 	$(BIN)/ckpt list ./demo-tree --format table
 	$(BIN)/ckpt inspect meta base/d4 --root demo-tree --key model_config
 	$(BIN)/ckpt inspect tensors base/d4 --root demo-tree --format table
+	$(BIN)/ckpt inspect optim base/d4 --root demo-tree --format table
+	$(BIN)/ckpt inspect diff base/d4/100 base/d4/150 --root demo-tree --format table
 	$(BIN)/ckpt latest ./demo-tree
 	$(BIN)/ckpt verify ./demo-tree --format table || true  # one bit of it is wrong, and one file missing
+	$(BIN)/ckpt load-test mid/d4 --root demo-tree --format table
+	$(BIN)/ckpt patch-config mid/d4 --root demo-tree --dry-run --format table
 	$(BIN)/ckpt prune ./demo-tree --keep 1 --dry-run --format table
 	$(BIN)/ckpt convert base/d6 --root demo-tree -o demo-tree/d6.safetensors --format table
 
