@@ -702,7 +702,7 @@ def test_killed_prune_of_each_layout(bench: Bench, layout: str, argv: tuple[str,
     case = Case(bench, layout)
     stays = list(case.sets)[-1:] if argv is KEEP_ONE else []
     if set(stays) == set(case.sets):
-        return
+        pytest.skip("a run of one checkpoint has nothing to lose")
     worker = bench.workers.get()
     calls = counted_by(worker, argv, case.base, bench.folder / "counting layouts")
     bench.workers.put(worker)
