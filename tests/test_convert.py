@@ -7,6 +7,7 @@ import json
 import os
 import signal
 import stat
+import shutil
 import subprocess
 import sys
 import time
@@ -167,6 +168,7 @@ def test_larger_than_a_block(block: int, tmp_path: Path, monkeypatch: pytest.Mon
     """Strided, signed and plain tensors of many blocks."""
     monkeypatch.setattr("ckpt_cli.views.BLOCK", block)
     monkeypatch.setattr(tensors, "RANGE", block)
+    monkeypatch.setattr(writing, "RANGE", block)
     monkeypatch.setattr(writing, "_FLUSH", 3 * block)
     base = filled(torch.float32, 50, 60)
     other = filled(torch.complex64, 20, 9)
@@ -400,6 +402,24 @@ def test_short_reads_and_writes(model: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert first.read_bytes() == second.read_bytes()
 
 
+def test_space_is_set_aside(tmp_path: Path) -> None:
+    """Before the first byte is written; and a disk with too little of it is told by the kernel."""
+    if not shutil.which("fallocate") or subprocess.run(["fallocate", "-l1M", tmp_path / "probe"]).returncode:
+        pytest.skip("the file system sets no space aside")
+    torch.save({"a": torch.ones(1 << 20)}, tmp_path / "model.pt")
+    recipe = plan([read_tensors(str(tmp_path / "model.pt"))], str(tmp_path / "out.safetensors"))
+    blocks: list[int] = []
+
+    def advance(count: int) -> None:
+        blocks.extend(os.stat(path).st_blocks for path in tmp_path.glob(".ckpt-*.tmp"))
+
+    write(recipe.outputs, False, advance)
+    assert (tmp_path / "out.safetensors").stat().st_size == recipe.outputs[0].bytes
+    assert 512 * blocks[0] >= recipe.outputs[0].bytes
+    with open(tmp_path / "file", "wb") as file, pytest.raises(OSError, match=r"No space left|too large"):
+        writing._reserve(file.fileno(), 1 << 61)
+
+
 def test_without_advice_to_the_kernel(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Not every platform takes it; the output is the same."""
     first, second = model.with_name("first.safetensors"), model.with_name("second.safetensors")
@@ -439,10 +459,12 @@ from ckpt_cli import writing
 from ckpt_cli.app import main
 
 plain = writing.range_crc32
-def slow(source, offset, length, advance=None):
+def slow(source, offset, length, advance, buffer):
     print("reading", flush=True)
-    time.sleep(30)
-    return plain(source, offset, length, advance)
+    for _ in range(600):
+        time.sleep(0.05)
+        advance(0)
+    return plain(source, offset, length, advance, buffer)
 writing.range_crc32 = slow
 sys.exit(main(["convert", sys.argv[1], "-o", sys.argv[2]]))
 """
