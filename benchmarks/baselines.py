@@ -8,6 +8,8 @@ baselines.py tensors FILE          what `ckpt inspect tensors` shows, by torch.l
 baselines.py convert FILE OUT      torch.load and safetensors.torch.save_file
 baselines.py convert-mmap FILE OUT the same with mmap=True
 baselines.py cast FILE OUT         load_file, .to(bfloat16) of every tensor, save_file
+baselines.py tune FILE [--quick]   a Llama model under torchtune's names, and its config.json beside it
+baselines.py tune-to-hf FILE OUT   that model under Hugging Face's names, q and k permuted, save_file
 baselines.py import                `import torch` alone
 """
 
@@ -101,6 +103,77 @@ def cast(path: str, output: str) -> None:
     save_file({name: tensor.to(torch.bfloat16) for name, tensor in load_file(path).items()}, output, {"format": "pt"})
 
 
+# torchtune's names and Hugging Face's, of what a Llama model has once and of what each layer has.
+OUTER = {
+    "tok_embeddings.weight": "model.embed_tokens.weight",
+    "norm.scale": "model.norm.weight",
+    "output.weight": "lm_head.weight",
+}
+LAYER = {
+    "sa_norm.scale": "input_layernorm.weight",
+    "mlp_norm.scale": "post_attention_layernorm.weight",
+    "attn.q_proj.weight": "self_attn.q_proj.weight",
+    "attn.k_proj.weight": "self_attn.k_proj.weight",
+    "attn.v_proj.weight": "self_attn.v_proj.weight",
+    "attn.output_proj.weight": "self_attn.o_proj.weight",
+    "mlp.w1.weight": "mlp.gate_proj.weight",
+    "mlp.w2.weight": "mlp.down_proj.weight",
+    "mlp.w3.weight": "mlp.up_proj.weight",
+}
+
+
+def tune(path: str, quick: bool) -> None:
+    """A Llama model in bf16 whose attention has a quarter as many heads for keys as for queries: 1.06 GB, or 43 MB."""
+    width, inner, words, layers, heads = (512, 1408, 8192, 4, 8) if quick else (2048, 5632, 32000, 9, 16)
+    shapes = {"tok_embeddings.weight": (words, width), "norm.scale": (width,), "output.weight": (words, width)}
+    own = {
+        "attn.k_proj.weight": (width // 4, width),
+        "attn.v_proj.weight": (width // 4, width),
+        "mlp.w1.weight": (inner, width),
+        "mlp.w2.weight": (width, inner),
+        "mlp.w3.weight": (inner, width),
+    }
+    for layer in range(layers):
+        for name in LAYER:
+            shapes[f"layers.{layer}.{name}"] = (width,) if "norm" in name else own.get(name, (width, width))
+    random = torch.Generator().manual_seed(0)
+    os.makedirs(os.path.dirname(path))
+    torch.save({n: torch.randn(shape, generator=random, dtype=torch.bfloat16) for n, shape in shapes.items()}, path)
+    config = {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "hidden_size": width,
+        "intermediate_size": inner,
+        "num_attention_heads": heads,
+        "num_hidden_layers": layers,
+        "num_key_value_heads": heads // 4,
+        "vocab_size": words,
+    }
+    with open(os.path.join(os.path.dirname(path), "config.json"), "w", encoding="utf-8") as file:
+        json.dump(config, file)
+
+
+def tune_to_hf(path: str, output: str) -> None:
+    """Each head of q and k has its rows as pairs in torchtune, and as two halves in Hugging Face."""
+    from safetensors.torch import save_file
+
+    with open(os.path.join(os.path.dirname(path), "config.json"), encoding="utf-8") as file:
+        config = json.load(file)
+    heads = {"q": config["num_attention_heads"], "k": config["num_key_value_heads"]}
+    state = {}
+    for name, tensor in torch.load(path, map_location="cpu", weights_only=True).items():
+        if name in OUTER:
+            state[OUTER[name]] = tensor
+            continue
+        _, layer, inside = name.split(".", 2)
+        if inside in ("attn.q_proj.weight", "attn.k_proj.weight"):
+            rows, columns = tensor.shape
+            pairs = tensor.view(heads[inside[5]], -1, 2, columns)
+            tensor = pairs.transpose(1, 2).reshape(rows, columns)
+        state[f"model.layers.{layer}.{LAYER[inside]}"] = tensor
+    save_file(state, output, {"format": "pt"})
+
+
 def main(what: str, *arguments: str) -> None:
     if what == "big":
         big(arguments[0], "--quick" in arguments)
@@ -115,6 +188,10 @@ def main(what: str, *arguments: str) -> None:
         tensors(arguments[0])
     elif what == "cast":
         cast(arguments[0], arguments[1])
+    elif what == "tune":
+        tune(arguments[0], "--quick" in arguments)
+    elif what == "tune-to-hf":
+        tune_to_hf(arguments[0], arguments[1])
     elif what in ("convert", "convert-mmap"):
         convert(arguments[0], arguments[1], mmap=what == "convert-mmap")
     elif what != "import":

@@ -94,9 +94,9 @@ def environment() -> dict[str, str]:
     return kept
 
 
-def run_once(command: Sequence[str]) -> str:
+def run_once(command: Sequence[str], stdout: int = subprocess.PIPE) -> str:
     """What the command prints. Leaves the benchmark where it fails: no time of a failure is of use."""
-    done = subprocess.run(command, env=environment(), capture_output=True, text=True)
+    done = subprocess.run(command, env=environment(), stdout=stdout, stderr=subprocess.PIPE, text=True)
     if done.returncode:
         sys.exit(f"{shlex.join(command)} ended with {done.returncode}:\n{done.stderr}")
     return done.stdout
@@ -135,8 +135,8 @@ def alternate(contestants: Sequence[Contestant], rounds: int) -> list[Result]:
     peaks = [0] * len(contestants)
     for turn in range(rounds + 1):
         for index, contestant in enumerate(contestants):
-            if turn == 0:
-                run_once(contestant.command)
+            if turn == 0:  # long output would make this process larger, and with it each peak that it measures
+                run_once(contestant.command, subprocess.DEVNULL)
             else:
                 took, peak = time_once(contestant.command)
                 seconds[index].append(took)
@@ -300,6 +300,36 @@ def large_file(data: Path, ckpt: list[str], rounds: int, quick: bool) -> list[tu
     ]
 
 
+def permuted(data: Path, ckpt: list[str], rounds: int, quick: bool) -> list[tuple[str, float, float, str]]:
+    """A Llama model of torchtune's for Hugging Face, and the same file with every tensor as it is."""
+    model, out = data / "tune" / "model.pt", data / "out"
+    run_once([*BASELINES, "tune", str(model), *(["--quick"] if quick else [])])
+    folder, plain, script = out / "hf", out / "plain.safetensors", out / "script.safetensors"
+    config = ["--config", str(model.with_name("config.json"))]
+    renamed, same, plainly = alternate(
+        [
+            Contestant(
+                "ckpt convert --to hf (renames, permutes q and k)",
+                [*ckpt, "convert", str(model), "--to", "hf", *config, "-o", str(folder), "--force"],
+                folder / "model.safetensors",
+            ),
+            Contestant(
+                "ckpt convert (names and rows as they are)", [*ckpt, "convert", str(model), "-o", str(plain)], plain
+            ),
+            Contestant(
+                "torch.load, permute, save_file (no fsync)", [*BASELINES, "tune-to-hf", str(model), str(script)], script
+            ),
+        ],
+        max(3, rounds // 2),
+    )
+    show(f"torchtune to Hugging Face, {model.stat().st_size / 1e9:.2f} GB", [renamed, same, plainly])
+    model.unlink()
+    return [
+        ("torchtune to Hugging Face, in times of a plain convert", renamed.best / same.best, 3, "x"),
+        ("torchtune to Hugging Face, peak memory", renamed.peak / 1e6, 128, "MB"),
+    ]
+
+
 def whole_files(data: Path, ckpt: list[str], rounds: int) -> list[tuple[str, float, float, str]]:
     """`verify` of the large file that `large_file` has made, and of one of some bytes, which costs the start alone."""
     model, small, loop = data / "big" / "model.pt", data / "small" / "model.pt", data / "crc.py"
@@ -382,6 +412,7 @@ def main() -> None:
         goals += scale(data, ckpt, rounds, 50 if options.quick else 500)
         goals += removal(data, ckpt, min(rounds, 3), 1_000 if options.quick else 10_000)
         goals += large_file(data, ckpt, rounds, options.quick)
+        goals += permuted(data, ckpt, rounds, options.quick)
         goals += whole_files(data, ckpt, rounds)
         goals += models(data, ckpt, rounds, options.quick)
     finally:
