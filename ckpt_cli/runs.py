@@ -11,15 +11,15 @@ from ckpt_cli.convert import prepare
 from ckpt_cli.errors import CkptError
 from ckpt_cli.places import refuse_outputs
 from ckpt_cli.recipe import Recipe, Request, result_record
-from ckpt_cli.writing import Advance, Late, Output, is_there, write
+from ckpt_cli.writing import Advance, Late, Output, looks_there, prove, write
 
 Status = Literal["planned", "written", "there", "skipped", "failed"]
 
 
 class Job(NamedTuple):
-    """One checkpoint and what becomes of it. `there` means that its outputs lie where they would be written, of the
-    size and with every header that they would have: the header names what it was made of. `skipped` is what is still
-    being written; `failure` says why it failed."""
+    """One checkpoint and what becomes of it. `there` means that its outputs lie where they would be written: in a plan
+    of the size and with every header that they would have, which name what it was made of; once carried out, byte for
+    byte. `skipped` is what is still being written; `failure` says why it failed."""
 
     checkpoint: Checkpoint
     recipe: Recipe | None
@@ -67,7 +67,7 @@ def _job(checkpoint: Checkpoint, request: Request, below: str | None, force: boo
         # What is safetensors already, and would be written beside itself.
         if request.dtype is None and set(outputs) <= set(sources):
             return Job(checkpoint, recipe._replace(outputs=tuple(map(_as_it_lies, recipe.outputs))), "there")
-        there = not force and all(map(is_there, recipe.outputs))
+        there = not force and all(map(looks_there, recipe.outputs))
         if not there:
             refuse_outputs(outputs, sources, force)
         return Job(checkpoint, recipe, "there" if there else "planned")
@@ -92,22 +92,26 @@ def _refuse_collisions(jobs: Sequence[Job]) -> None:
 
 
 def work_of(jobs: Sequence[Job]) -> int:
-    """Bytes that `carry_out` tells of."""
-    return sum(job.recipe.work for job in jobs if job.recipe and job.status == "planned")
+    """Bytes that `carry_out` tells of: what is there already is read once, what is not is written and read."""
+    shares = {"planned": 2, "there": 1}
+    return sum(job.recipe.work * shares.get(job.status, 0) // 2 for job in jobs if job.recipe)
 
 
 def carry_out(
     jobs: Sequence[Job], force: bool, keep_going: bool, advance: Advance, told: Callable[[Job], None]
 ) -> list[Job]:
-    """Writes what is planned; `told` gets each job as it ends. Without `keep_going` nothing is written after the first
-    failure, and what was still planned stays so."""
+    """Writes what is planned, and proves what is there; `told` gets each job as it ends. Without `keep_going` nothing
+    is written after the first failure, and what was still planned stays so."""
     done: list[Job] = []
     stopped = False
     for job in jobs:
-        if job.status == "planned" and job.recipe and not stopped:
+        if job.recipe and job.status in ("planned", "there") and not stopped:
             try:
-                write(job.recipe.outputs, force, advance)
-                job = job._replace(status="written")
+                if job.status == "there":
+                    prove([output for output in job.recipe.outputs if output.items], advance)
+                else:
+                    write(job.recipe.outputs, force, advance)
+                    job = job._replace(status="written")
             except CkptError as error:
                 job = job._replace(status="failed", failure=error)
         done.append(job)

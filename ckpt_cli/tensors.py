@@ -182,8 +182,8 @@ def checked_blocks(files: Files, tensor: TensorInfo, checked: set[tuple[str, int
     tensor = unpacked(files, tensor)
     pending = [s for s in storages_of(files, tensor) if s.crc32 is not None and (s.file, s.offset) not in checked]
     checked.update((storage.file, storage.offset) for storage in pending)
-    storage = tensor.storage
-    if not (pending and storage and tensor.bytes == storage.bytes and is_contiguous(tensor)):
+    storage, known = tensor.storage, stored_crc32(tensor)
+    if not (pending and storage and known is not None):
         for other in pending:
             check_storage(files, other)
         yield from blocks(files, tensor)
@@ -192,9 +192,16 @@ def checked_blocks(files: Files, tensor: TensorInfo, checked: set[tuple[str, int
     for block in blocks(files, tensor):
         value = crc32(block, value)
         yield block
-    if value != storage.crc32:
+    if value != known:
         check_storage(files, storage)
         raise Damaged(f"{storage.file} changed while it was read", path=storage.file)
+
+
+def stored_crc32(tensor: TensorInfo) -> int | None:
+    """CRC32 of what `blocks` gives, where the tensor is all of a record that was written with one."""
+    storage = tensor.storage
+    whole = storage and tensor.form != "archived" and tensor.bytes == storage.bytes and is_contiguous(tensor)
+    return storage.crc32 if storage and whole else None
 
 
 def opened(files: Files, storage: Storage) -> tuple[ByteSource, int]:

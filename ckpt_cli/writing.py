@@ -27,7 +27,7 @@ from ckpt_cli.errors import CkptError, Refused
 from ckpt_cli.formats import ByteSource, Files, FileSource
 from ckpt_cli.formats._dtypes import ITEMSIZE
 from ckpt_cli.items import Item
-from ckpt_cli.tensors import RANGE, checked_blocks, crc32, range_crc32
+from ckpt_cli.tensors import RANGE, checked_blocks, crc32, range_crc32, stored_crc32
 
 Advance = Callable[[int], None]
 # How much is written before the disk is set to work on it.
@@ -122,8 +122,8 @@ def _reserve(out: int, size: int) -> None:
     os.ftruncate(out, size)
 
 
-def is_there(output: Output) -> bool:
-    """Whether the file lies there as it would be written: of its size, and with every byte that is no tensor's."""
+def looks_there(output: Output) -> bool:
+    """Whether a file lies there of its size, and with every byte that is no tensor's. `prove` looks at the others."""
     try:
         with FileSource(output.path) as source:
             if source.size != output.bytes:
@@ -135,6 +135,38 @@ def is_there(output: Output) -> bool:
             )
     except CkptError:
         return False
+
+
+def prove(outputs: Sequence[Output], advance: Advance) -> None:
+    """Reads files that are there against what would be written; `advance` is told bytes of items, each once.
+
+    A tensor that is all of a record is held against the CRC32 of that record, without reading the source again.
+    Raises Refused for the first file that differs, Damaged where the source does not have its CRC32.
+    """
+    with Files() as files:
+        for output in outputs:
+            digests = []
+            with FileSource(output.path) as source:
+                for at, segment in _placed(output):
+                    if isinstance(segment, Item):
+                        digests.append(_expected(files, segment))
+                        whole = range_crc32(source, at, item_bytes(segment), advance) == digests[-1]
+                    else:
+                        data = segment.make(digests) if isinstance(segment, Late) else segment
+                        whole = source.read_at(at, len(data)) == data
+                    if not whole:
+                        raise Refused(f"{output.path} is there, but not as it was written", "--force replaces it")
+
+
+def _expected(files: Files, item: Item) -> int:
+    """CRC32 of the item's bytes as they would be written."""
+    known = stored_crc32(item.tensor) if item.dtype == item.tensor.dtype else None
+    if known is not None:
+        return known
+    digest = 0
+    for block in _checked_bytes(files, item, set()):
+        digest = crc32(block, digest)
+    return digest
 
 
 def _placed(output: Output) -> Iterator[tuple[int, Segment]]:

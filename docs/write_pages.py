@@ -90,10 +90,18 @@ def typed(line: str, folder: Path, colour: bool = False) -> tuple[int, str]:
             break
         said += piece
     _, status = os.waitpid(pid, 0)
-    text = said.decode(errors="replace").replace("\r\n", "\n")
+    text = _left(said.decode(errors="replace").replace("\r\n", "\n"))
     if not colour:
         text = "\n".join(row.rstrip() for row in re.sub(r"\x1b\[[0-9;]*m", "", text).split("\n"))
-    return os.waitstatus_to_exitcode(status), re.sub(r"[^\n]*\r", "", text)
+    return os.waitstatus_to_exitcode(status), text
+
+
+def _left(text: str) -> str:
+    """What stays on the terminal: a bar is drawn over and, in the end, erased."""
+    text = re.sub(r"\x1b\[\?25[hl]", "", text)
+    text = re.sub(r"[^\n]*\n\r?\x1b\[1A", "", text)
+    text = re.sub(r"[^\n]*\x1b\[2K", "", text)
+    return re.sub(r"[^\n]*\r", "", text)
 
 
 def _less(*prefixes: str) -> dict[str, str]:

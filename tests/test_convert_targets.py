@@ -552,6 +552,17 @@ def test_every_checkpoint_of_a_root(tree: Path, call: Run, tmp_path: Path) -> No
     again = call(*arguments, "--keep-going")
     assert {r["source"]["ref"] for r in again.json["results"] if r["status"] == "there"} == set(written)
     assert {path: path.stat().st_mtime_ns for path in out.rglob("*.safetensors")} == times
+    # A bit that is wrong in an output is found, also where the source tells of no CRC32.
+    for path in (out / f"{written[0]}.safetensors", out / f"{written[-1]}.safetensors"):
+        whole = path.read_bytes()
+        path.write_bytes(whole[:-1] + bytes([whole[-1] ^ 4]))
+        spoiled = call(*arguments, "--keep-going")
+        assert (spoiled.code, spoiled.json["verified"]) == (3, False)
+        (problem,) = [
+            r["problem"] for r in spoiled.json["results"] if r["source"]["ref"] == str(path.relative_to(out))[:-12]
+        ]
+        assert problem["detail"].endswith("is there, but not as it was written")
+        path.write_bytes(whole)
     # Another content under the same name is another source: not there, and refused without --force.
     model = next(Path(p["path"]) for c in [results[written[0]]["source"]] for p in c["parts"] if p["role"] == "model")
     state = torch.load(model, weights_only=True)
