@@ -2,6 +2,7 @@
 
 baselines.py big FILE [--quick]    a model of 122 bf16 tensors, by torch.save
 baselines.py small FILE            one tensor of eight numbers, by torch.save
+baselines.py many FILE COUNT       COUNT tensors of eight numbers, by torch.save
 baselines.py runs DIR COUNT STEPS  COUNT nanochat runs of STEPS checkpoints each
 baselines.py list DIR              what `ckpt list` shows, by glob and torch.load
 baselines.py tensors FILE          what `ckpt inspect tensors` shows, by torch.load
@@ -180,6 +181,10 @@ def main(what: str, *arguments: str) -> None:
     elif what == "small":
         os.makedirs(os.path.dirname(arguments[0]))
         torch.save({"weight": torch.ones(8)}, arguments[0])
+    elif what == "many":
+        os.makedirs(os.path.dirname(arguments[0]))
+        names = [f"layers.{index // 10}.mlp.part{index % 10}.weight" for index in range(int(arguments[1]))]
+        torch.save({name: torch.ones(8) for name in names}, arguments[0])
     elif what == "runs":
         runs(arguments[0], int(arguments[1]), int(arguments[2]))
     elif what == "list":
