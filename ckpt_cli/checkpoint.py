@@ -21,12 +21,14 @@ Goal = Literal["min", "max"]
 DEFAULT_METRICS = ("val_bpb", "val_loss", "eval_loss", "loss")
 # Roles of files that this tool or its user put beside a checkpoint.
 OURS: tuple[Role, ...] = ("export", "manifest", "other")
+_SAME = "<same as "
 
 
 class Part(NamedTuple):
     """One file of a checkpoint. `modified` is its mtime in nanoseconds since the epoch.
 
-    `linked` says that it is a symbolic link; size and time are then its target's.
+    `rank` is whose shard it is, None for what no rank has alone. `linked` says that it is a symbolic link; size and
+    time are then its target's.
     """
 
     role: Role
@@ -47,6 +49,8 @@ class Problem(NamedTuple):
 
 
 class Metric(NamedTuple):
+    """A value that a checkpoint is judged by; `goal` is None where it is not known which direction is better."""
+
     name: str
     value: float
     goal: Goal | None
@@ -62,9 +66,10 @@ class Ranks(NamedTuple):
 class Checkpoint(NamedTuple):
     """What belongs to one step of one run.
 
-    `name` is the trainer's own name for it (`model_001000`, `epoch_1`), `dir` the directory of its model, `home`
-    that of its run where each step has a folder of its own, `metrics` every finite number that its metadata gives at
-    top level, `linked` true when the run was reached through a link out of the root.
+    `name` is the trainer's own name for it (`model_001000`, `epoch_1`), which `by_name` puts into its `ref`; `dir` is
+    the directory of its model, `home` that of its run where each step has a folder of its own. `resumable` is None
+    where its layout does not say. `metrics` is every finite number that its metadata gives at top level, `pinned` true
+    where a `.keep` file lies beside it, `linked` true when the run was reached through a link out of the root.
     """
 
     layout: str
@@ -87,6 +92,7 @@ class Checkpoint(NamedTuple):
 
     @property
     def run(self) -> str:
+        """SOURCE/TAG, or the tag of a run without a source."""
         return f"{self.source}/{self.tag}" if self.source else self.tag
 
     @property
@@ -113,6 +119,7 @@ class Checkpoint(NamedTuple):
         return max(theirs or (part.modified for part in self.parts), default=0)
 
     def having(self, *roles: Role) -> list[Part]:
+        """The parts of these roles, in their order among all."""
         return [part for part in self.parts if part.role in roles]
 
 
@@ -145,6 +152,9 @@ class TensorInfo(NamedTuple):
       whose rows differ in length, has the shape of its values.
     - zeros: of nothing but zeros, which lie nowhere.
     - meta: a shape without data. Any other form names what keeps it from being read.
+
+    `swapped` says that its elements are big-endian, `signs` that torch has yet to turn them: those of all numbers, or
+    of the imaginary halves.
     """
 
     name: str
@@ -157,10 +167,11 @@ class TensorInfo(NamedTuple):
     form: str = "strided"
     swapped: bool = False
     signs: Literal["", "negated", "conjugated"] = ""
-    pieces: tuple[tuple[str | tuple[int, ...], TensorInfo], ...] = ()
+    pieces: tuple[Piece, ...] = ()
 
     @property
     def elements(self) -> int:
+        """How many there are; 1 of a scalar."""
         return math.prod(self.shape)
 
     @property
@@ -172,9 +183,14 @@ class TensorInfo(NamedTuple):
 
     @property
     def file_offset(self) -> int | None:
+        """The byte of the file at which its first element lies; None where its bytes do not lie there as they are."""
         if self.storage is None or self.storage.packed or self.form == "archived":
             return None
         return self.storage.offset + self.offset * self.itemsize
+
+
+# One of a tensor's pieces: its name or where it begins, and what it is.
+Piece = tuple["str | tuple[int, ...]", TensorInfo]
 
 
 class ForeignGlobal(NamedTuple):
@@ -205,6 +221,11 @@ class TensorFile(NamedTuple):
     kinds: Mapping[str, str] = MappingProxyType({})
 
 
+def referred(value: Any) -> str | None:
+    """The name that a value in `TensorFile.values` refers to, as `<same as NAME>`; None for any other value."""
+    return value[len(_SAME) : -1] if isinstance(value, str) and value.startswith(_SAME) else None
+
+
 def pick_metric(checkpoint: Checkpoint, wanted: str | None = None, goal: Goal | None = None) -> Metric | None:
     """The named metric, or the first of `DEFAULT_METRICS` that the checkpoint has."""
     values = dict(checkpoint.metrics)
@@ -220,6 +241,7 @@ def iso_time(nanoseconds: int) -> str:
 
 
 def problem_record(problem: Problem) -> dict[str, Any]:
+    """The problem as every command's JSON shows it."""
     named = {"record": problem.record} if problem.record is not None else {}
     return {"code": problem.code, "detail": problem.detail, "path": problem.path, **named}
 
@@ -252,6 +274,7 @@ def checkpoint_record(checkpoint: Checkpoint, metric: Metric | None = None) -> d
 
 
 def is_complete(checkpoint: Checkpoint) -> bool:
+    """Whether nothing of it is missing; it need not be resumable."""
     return checkpoint.state == "complete"
 
 
@@ -269,4 +292,9 @@ def newest(checkpoints: Iterable[Checkpoint]) -> Checkpoint | None:
     has one. Never by time where there are numbers: copying changes it. A file that is no model but lies beside one (a
     loose `optimizer.pt`) is not newer than that.
     """
-    return max(checkpoints, key=lambda c: (*in_order(c), bool(c.having("model", "adapter")), c.modified), default=None)
+    return max(checkpoints, key=by_age, default=None)
+
+
+def by_age(checkpoint: Checkpoint) -> tuple[bool, bool, int, bool, int]:
+    """The sort key by which `newest` is the last."""
+    return *in_order(checkpoint), bool(checkpoint.having("model", "adapter")), checkpoint.modified

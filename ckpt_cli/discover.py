@@ -24,13 +24,17 @@ SOURCES: Mapping[str, str] = {
 MAX_DEPTH = 5
 GRACE_SECONDS = 600
 TRASH = ".ckpt-trash"
+# accelerate numbers the folders in `checkpoints/`, takes the number out of every name that it finds there, and stops
+# with an error at a name that has none.
+_NUMBERED, _NUMBERED_TRASH = "checkpoints", f"{TRASH}-0"
+_NUMBERED_FOLDER = re.compile(r"checkpoint_[0-9]+")
 _SKIPPED = re.compile(r"base_data.*|eval_bundle|report|tokenizer|\..*", re.DOTALL)
 
 
 class Discovery(NamedTuple):
     """What lies below a root.
 
-    `trash` are the runs that hold a `.ckpt-trash`, each as a checkpoint without parts; `targets` the files that
+    `trash` are the runs that hold a trash (`trash_of`), each as a checkpoint without parts; `targets` the files that
     symbolic links in the tree point to.
     """
 
@@ -62,7 +66,7 @@ def discover(
     targets: set[str] = set()
     folders = list(walk(root, sources=sources, depth=depth, now=now, grace=grace, warnings=warnings))
     for folder in folders:
-        if TRASH in folder.folders:
+        if TRASH in folder.folders or _NUMBERED_TRASH in folder.folders:
             run = Checkpoint("trash", folder.source, folder.tag, None, None, TRASH, folder.path, ())
             trash.append(run._replace(linked=folder.linked))
         targets.update(_target(entry.path) for entry in folder.files.values() if entry.is_symlink())
@@ -120,6 +124,24 @@ def walk(
         folder = Folder(path, source, tag, files, tuple(folders), now, int(grace * 1e9), linked, above, _read_index)
         queue += ((below, level + 1, out, partial(_itself, folder)) for below, out in inner)
         yield folder
+
+
+def trash_of(run: str) -> str:
+    """Where the trash of a run is: that which is there, else under the name that its trainer can stand."""
+    paths = [os.path.join(run, name) for name in (TRASH, _NUMBERED_TRASH)]
+    there = next((path for path in paths if os.path.lexists(path)), None)
+    return there or paths[_is_numbered(run)]
+
+
+def _is_numbered(run: str) -> bool:
+    """Whether accelerate numbers what is in it."""
+    if os.path.basename(run) != _NUMBERED:
+        return False
+    try:
+        with os.scandir(run) as entries:
+            return any(_NUMBERED_FOLDER.fullmatch(entry.name) and entry.is_dir() for entry in entries)
+    except OSError:
+        return False
 
 
 def _target(link: str) -> str:

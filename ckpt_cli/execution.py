@@ -15,7 +15,7 @@ from contextlib import suppress
 from dataclasses import replace
 
 from ckpt_cli.atomic import NO_SPACE
-from ckpt_cli.discover import TRASH
+from ckpt_cli.discover import trash_of
 from ckpt_cli.errors import CkptError, Interrupted
 from ckpt_cli.interrupts import interruptible, uninterruptible
 from ckpt_cli.journal import (
@@ -85,7 +85,7 @@ def remove(
 
 def _roll_back(run: str, id: str) -> list[tuple[str, str]]:
     """Undoes the operation in one run, if it is there; returns what stayed, which is trash from then on."""
-    if not is_directory(os.path.join(run, TRASH, id)):
+    if not is_directory(os.path.join(trash_of(run), id)):
         return []
     operation = read(run, id)
     try:

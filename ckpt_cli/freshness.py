@@ -58,7 +58,8 @@ def plan_removal(checkpoint: Checkpoint, parts: Iterable[Part], order: Sequence[
     paths = {part.path for part in going}
     model = [part for part in checkpoint.having("model", "adapter") if part.path not in paths]
     files = _files(checkpoint, going)
-    return Removal(checkpoint.ref, files, _files(checkpoint, model), own_folders(checkpoint.run_dir, files))
+    folders = own_folders(checkpoint.run_dir, files)
+    return Removal(checkpoint.ref, files, _files(checkpoint, model), folders, checkpoint.state != "complete")
 
 
 def unchanged(checkpoints: Iterable[Checkpoint]) -> None:
@@ -82,11 +83,12 @@ def _files(checkpoint: Checkpoint, parts: Iterable[Part]) -> tuple[File, ...]:
 
 def _status(part: Part) -> os.stat_result:
     """What the name itself is, a link or a file; raises Refused when it is not as it was listed."""
+    _, path, size, modified, _, linked = part
     try:
-        own = os.lstat(part.path)
-        status = os.stat(part.path) if part.linked else own
+        own = os.lstat(path)
+        status = os.stat(path) if linked else own
     except OSError as error:
-        raise Refused(f"{part.path} is gone since it was listed", "run prune again") from error
-    if (status.st_size, status.st_mtime_ns) != (part.bytes, part.modified) or stat.S_ISLNK(own.st_mode) != part.linked:
-        raise Refused(f"{part.path} has changed since it was listed", "run prune again")
+        raise Refused(f"{path} is gone since it was listed", "run prune again") from error
+    if status.st_size != size or status.st_mtime_ns != modified or stat.S_ISLNK(own.st_mode) != linked:
+        raise Refused(f"{path} has changed since it was listed", "run prune again")
     return own

@@ -17,7 +17,7 @@ from functools import cached_property
 from typing import Any, Literal, NamedTuple
 
 from ckpt_cli.atomic import NO_SPACE, fsync_directory, locked
-from ckpt_cli.discover import TRASH
+from ckpt_cli.discover import trash_of
 from ckpt_cli.errors import CkptError
 
 JOURNAL = "journal"
@@ -46,12 +46,14 @@ class Removal(NamedTuple):
 
     `beside` is the model that stays where it is when only the optimizer goes: to no other one may that come back.
     `folders` are those right below the run that hold some of these files and nothing else: each goes as one.
+    `half` says that it was not complete to begin with, so that no trainer loses anything while its files go.
     """
 
     ref: str
     files: tuple[File, ...]
     beside: tuple[File, ...] = ()
     folders: tuple[str, ...] = ()
+    half: bool = False
 
     @property
     def pieces(self) -> list[tuple[str, list[File]]]:
@@ -74,9 +76,9 @@ class Operation:
     state: OperationState
     removals: tuple[Removal, ...]
 
-    @property
+    @cached_property
     def folder(self) -> str:
-        return os.path.join(self.run, TRASH, self.id)
+        return os.path.join(trash_of(self.run), self.id)
 
     @property
     def refs(self) -> tuple[str, ...]:
@@ -90,6 +92,11 @@ class Operation:
     def folders(self) -> list[str]:
         """Those below the run's directory that its files lie in, the innermost first."""
         return folders_of(file.name for removal in self.removals for file in removal.files)
+
+    @cached_property
+    def tops(self) -> frozenset[str]:
+        """Those of the folders that lie right below the run."""
+        return frozenset(folder for folder in self.folders if os.sep not in folder)
 
 
 def folders_of(names: Iterable[str]) -> list[str]:
@@ -126,7 +133,7 @@ class Outcome:
 
 def operations(run: str) -> list[Operation]:
     """What lies in the trash of a run, oldest first."""
-    folder = os.path.join(run, TRASH)
+    folder = trash_of(run)
     if os.path.islink(folder):  # never ours, and what it points to is none of our business
         return []
     try:
@@ -156,7 +163,7 @@ def garbled(run: str) -> bool:
 
 def begin(operation: Operation, keep_trash: bool) -> int:
     """Makes the trash and its journal durable; returns the journal's descriptor."""
-    trash = os.path.join(operation.run, TRASH)
+    trash = trash_of(operation.run)
     with suppress(FileExistsError):
         os.mkdir(trash)
     if os.path.islink(trash):
@@ -217,7 +224,7 @@ def failed_of(entries: Sequence[Any]) -> list[Any]:
 def read(run: str, id: str) -> Operation:
     """The operation as its journal tells it."""
     try:
-        entries = entries_of(os.path.join(run, TRASH, id))
+        entries = entries_of(os.path.join(trash_of(run), id))
         keep_trash, failed = entries[0]["trash"], failed_of(entries[1:])
         removals = tuple(_removal(entry) for entry in entries[0]["removals"] if entry["ref"] not in failed)
         last = entries[-1]["state"] if len(entries) > 1 else "begun"
@@ -234,7 +241,7 @@ def _removal(entry: Any) -> Removal:
     folders = tuple(entry.get("folders", ()))
     if not {file.name.partition(os.sep)[0] for file in files if os.sep in file.name}.issuperset(folders):
         raise ValueError("a folder in the journal is none of its files'")
-    return Removal(str(entry["ref"]), files, beside, folders)
+    return Removal(str(entry["ref"]), files, beside, folders, bool(entry.get("half")))
 
 
 def _file(name: Any, bytes: Any, modified: Any, inode: Any) -> File:

@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 from ckpt_cli.atomic import staged
-from ckpt_cli.discover import TRASH
+from ckpt_cli.discover import trash_of
 from ckpt_cli.journal import is_directory
 
 FOLDER = ".ckpt-undo"
@@ -38,9 +38,11 @@ class Operation(NamedTuple):
 
     @property
     def folder(self) -> str:
+        """Where it keeps what it needs."""
         return os.path.join(self.run, FOLDER, self.id)
 
     def path(self, entry: Entry) -> str:
+        """Where the file has its place."""
         return os.path.join(self.run, entry.name)
 
     def kept(self, entry: Entry) -> str:
@@ -48,6 +50,7 @@ class Operation(NamedTuple):
         return os.path.join(self.folder, f"{self.entries.index(entry)}.old")
 
     def coming(self, entry: Entry) -> str:
+        """Where the new file is until it has taken its place."""
         return os.path.join(self.folder, f"{self.entries.index(entry)}.new")
 
 
@@ -68,7 +71,7 @@ def kept_of(operation: Operation, paths: Iterable[str] | None) -> list[Entry]:
 
 def is_in_trash(operation: Operation) -> bool:
     """Whether old files of it wait in the run's trash: if they come back, only its journal tells what they are."""
-    home = os.path.join(operation.run, TRASH)
+    home = trash_of(operation.run)
     try:
         return any(is_directory(os.path.join(home, name, FOLDER, operation.id)) for name in os.listdir(home))
     except OSError:
@@ -85,6 +88,7 @@ def sha256(path: str) -> str:
 
 
 def note(operation: Operation, name: str, value: Any) -> None:
+    """Writes a value as JSON into the operation's folder, on disk when this returns."""
     with staged(os.path.join(operation.folder, name), replace=True) as descriptor:
         data = memoryview(json.dumps(value).encode())
         while data:
@@ -93,6 +97,7 @@ def note(operation: Operation, name: str, value: Any) -> None:
 
 
 def noted(operation: Operation, name: str) -> Any:
+    """What `note` wrote, None where it wrote nothing. Raises OSError or ValueError for what is not of its making."""
     try:
         with open(os.path.join(operation.folder, name), "rb") as file:
             return json.loads(file.read())
@@ -119,6 +124,7 @@ def read(run: str, id: str) -> Operation | None:
 
 
 def names(run: str) -> list[str]:
+    """The ids of all operations of a run, oldest first, also of those that cannot be undone."""
     home = os.path.join(run, FOLDER)
     if os.path.islink(home):  # never ours
         return []

@@ -1,6 +1,7 @@
 """Moves the files of a checkpoint into a run's trash, brings them back, deletes them: with `atomic`, all that renames.
 
-A folder that holds nothing else goes, and comes back, by one rename, so that a trainer never finds half of it.
+A folder that holds nothing else goes, and comes back, by one rename, so that a trainer never finds half of it. Where
+it cannot, its files go one by one only if a trainer finds another: one of its kind with a larger number.
 """
 
 from __future__ import annotations
@@ -9,11 +10,25 @@ import errno
 import os
 from collections.abc import Sequence
 from contextlib import suppress
+from shlex import quote
 
 from ckpt_cli.atomic import fsync_directory, rename_new, same_file
-from ckpt_cli.discover import TRASH
-from ckpt_cli.journal import JOURNAL, File, Operation, Outcome, Removal, is_directory
-from ckpt_cli.whereabouts import away_of, blocked, estranged, holds_only, home_of, left_folders, make_room, sync
+from ckpt_cli.discover import trash_of
+from ckpt_cli.journal import JOURNAL, File, Operation, Outcome, Removal, folders_of, is_directory
+from ckpt_cli.whereabouts import (
+    away_of,
+    blocked,
+    estranged,
+    holds_only,
+    home_of,
+    is_found,
+    left_folders,
+    make_room,
+    sync,
+)
+
+_IMMOVABLE = "the file system moves no folder here, and a trainer could find half of it while its files go one by one"
+_MIXED = "it cannot go as a whole for what else is in it, or for its permissions, and a trainer would find half of it"
 
 
 def delete_unjournalled(run: str, removals: Sequence[Removal]) -> Outcome:
@@ -43,25 +58,34 @@ def move(operation: Operation, removal: Removal, outcome: Outcome) -> bool:
     """
     # Plain text instead of os.path: of 10,000 checkpoints that takes as long as the renames.
     run, trash, path = operation.run, operation.folder, operation.run
-    pending = removal.pieces[::-1]
+    pending, immovable, by_file = removal.pieces[::-1], False, list[str]()
     try:
         while pending:
             name, files = pending.pop()
-            for file in files:
-                path = f"{run}/{file.name}"
+            for file_name, _, modified, inode in files:
+                path = f"{run}/{file_name}"
                 status = os.lstat(path)
-                if (status.st_ino, status.st_mtime_ns) != (file.inode, file.modified):
+                if status.st_ino != inode or status.st_mtime_ns != modified:
                     raise OSError(0, "it has changed since it was listed")
-            path = f"{run}/{name}"
             if os.sep in name:
+                top = name.partition(os.sep)[0]
+                # What is left of one that holds more may be there when the larger ones that go are gone.
+                going = () if immovable else operation.tops
+                if not (removal.beside or removal.half) and is_found(run, top, going):
+                    path = f"{run}/{top}"
+                    remedy = f": `rm -r {quote(path)}` removes it, with no trainer at work"
+                    raise OSError(0, _IMMOVABLE + remedy if immovable else _MIXED)
                 make_room(run, run, name)
                 make_room(trash, run, name)
+                by_file.append(name)
+            path = f"{run}/{name}"
             try:
                 os.rename(path, f"{trash}/{name}")
             except OSError as error:
                 # An overlay moves no folder of its lower layer, but files.
                 if error.errno != errno.EXDEV or name not in removal.folders:
                     raise
+                immovable = True
                 pending += [(file.name, [file]) for file in reversed(files)]
                 continue
             if name in removal.folders and not holds_only(trash, name, files):
@@ -73,6 +97,8 @@ def move(operation: Operation, removal: Removal, outcome: Outcome) -> bool:
         if any(os.path.lexists(away_of(operation, file.name)) for file in removal.files):
             raise
         return False
+    # At once: a trainer finds an empty folder too, when those with a larger number are gone.
+    _sweep(run, folders_of(by_file))
     return True
 
 
@@ -80,9 +106,15 @@ def _bring_back(operation: Operation, name: str, files: Sequence[File], outcome:
     """Brings back what went by one rename: a folder likewise or else file by file, the model last."""
     if name != files[0].name and is_directory(away_of(operation, name)):
         # Only an empty folder could be in the way of this rename; nothing else is ever replaced by one.
-        with suppress(OSError):
+        try:
             os.rename(away_of(operation, name), home_of(operation, name))
             return True
+        except OSError as error:
+            # What is there already, a trainer finds already.
+            if not os.path.isdir(home_of(operation, name)) and is_found(operation.run, name):
+                why = _IMMOVABLE if error.errno == errno.EXDEV else error.strerror or str(error)
+                outcome.stayed.append((away_of(operation, name), why))
+                return False
     return all(_restore(operation, file, outcome) for file in reversed(files))
 
 
@@ -109,10 +141,11 @@ def _restore(operation: Operation, file: File, outcome: Outcome) -> bool:
 def put_back(operation: Operation, forget: bool = True) -> Outcome:
     """Restores whole checkpoints, the model last; drops the operation when nothing of it is left in the trash.
 
+    The last to go comes first, so that what a trainer finds is whole also where files come one by one.
     A checkpoint of which a file is gone for good, or whose place is taken, stays in the trash as it is.
     """
     outcome = Outcome()
-    for removal in operation.removals:
+    for removal in reversed(operation.removals):
         gone = next((why for file in removal.beside if (why := estranged(operation, file))), None)
         stuck = [blocked(operation, file, gone) for file in removal.files]
         if any(stuck):
@@ -121,6 +154,7 @@ def put_back(operation: Operation, forget: bool = True) -> Outcome:
             outcome.done.append(removal.ref)
         else:
             outcome.again = True
+    outcome.done.reverse()
     try:
         sync(operation)
     except OSError as error:  # what may not be on the disk must not lose its journal
@@ -137,11 +171,11 @@ def delete(operation: Operation) -> Outcome:
     trash = operation.folder
     for removal in operation.removals:
         stayed = len(outcome.stayed)
-        for file in removal.files:
-            path = f"{trash}/{file.name}"
+        for name, size, _, _ in removal.files:
+            path = f"{trash}/{name}"
             try:
                 os.unlink(path)
-                outcome.freed += file.bytes
+                outcome.freed += size
             except FileNotFoundError:
                 continue
             except OSError as error:
@@ -158,7 +192,11 @@ def delete(operation: Operation) -> Outcome:
 
 def sweep(place: str, operation: Operation) -> None:
     """Removes the folders that the operation's files have left empty."""
-    for folder in operation.folders:
+    _sweep(place, operation.folders)
+
+
+def _sweep(place: str, folders: Sequence[str]) -> None:
+    for folder in folders:
         with suppress(OSError):
             os.rmdir(os.path.join(place, folder))
 
@@ -187,4 +225,4 @@ def clear(operation: Operation) -> None:
 
 def drop_trash(run: str) -> None:
     with suppress(OSError):
-        os.rmdir(os.path.join(run, TRASH))
+        os.rmdir(trash_of(run))

@@ -6,12 +6,13 @@ On top of them stand the safety rules (`guards`).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from itertools import chain
 from os.path import dirname
 
-from ckpt_cli.budget import Budget, by_worth, fitting
-from ckpt_cli.checkpoint import Checkpoint, Part, Problem, State, in_order, is_complete
+from ckpt_cli.budget import Budget, affordable, by_worth
+from ckpt_cli.checkpoint import Checkpoint, Part, Problem, State, by_age, in_order, is_complete
 from ckpt_cli.errors import CkptError, Refused
 from ckpt_cli.guards import Reasons, guarded, homes_of, needed_by, place_of
 from ckpt_cli.plans import Gone, Ignored, Kept, Plan, Rules, Run, RunPlan
@@ -38,8 +39,7 @@ def make_plan(
     runs = [
         sorted(run, key=lambda c: (in_order(c), c.name)) for trainers in places.values() for run in trainers.values()
     ]
-    whole_run = rules.allow_empty and not rules.optimizer_only
-    if whole_run and len(places) > 1:
+    if rules.whole_run and len(places) > 1:
         raise Refused("--allow-empty removes one whole run, and several are meant", "name one, as in SOURCE/TAG")
     inside = [run for run in runs if not run[0].linked]
     if not rules.trust_steps:
@@ -82,17 +82,17 @@ def settled_plan(
     What would go and was touched within the grace time is looked at as well: if it fails, it is being written.
     """
     pool = {place_of(c): c for c in checkpoints}
-    passed: set[tuple[str, str]] = set()
+    looked_at: set[tuple[str, str]] = set()
     while True:
         plan = make_plan(pool.values(), policies, rules, budget)
+        kept = [kept.checkpoint for group in plan.groups for kept in group.keep]
+        fresh = [c for c in plan.removed if is_complete(c) and _is_fresh(c, rules)]
         failed = False
-        counted = [kept.checkpoint for group in plan.groups for kept in group.keep]
-        counted += [c for c in plan.removed if is_complete(c) and _is_fresh(c, rules)]
-        for checkpoint in counted:
+        for checkpoint in chain(kept, fresh, () if rules.allow_empty else _newest_in_turn(pool)):
             key = place_of(checkpoint)
-            if key in passed:
+            if key in looked_at:
                 continue
-            passed.add(key)
+            looked_at.add(key)
             problems = check(checkpoint)
             if problems:
                 failed = True
@@ -102,7 +102,23 @@ def settled_plan(
             return plan
 
 
-def optimizer_parts(checkpoint: Checkpoint) -> tuple[Part, ...]:
+def _newest_in_turn(pool: Mapping[tuple[str, str], Checkpoint]) -> Iterator[Checkpoint]:
+    """The newest complete checkpoint of each run; while the pool says meanwhile that it is not, the next one.
+
+    Each would be kept by the plan after. To make that plan for one at a time would take hours where thousands fail.
+    """
+    runs: dict[tuple[str, str, str], list[Checkpoint]] = {}
+    for checkpoint in pool.values():
+        if is_complete(checkpoint) and not checkpoint.linked:
+            runs.setdefault((checkpoint.run, checkpoint.run_dir, checkpoint.layout), []).append(checkpoint)
+    for run in runs.values():
+        for checkpoint in sorted(run, key=by_age, reverse=True):
+            yield checkpoint
+            if is_complete(pool[place_of(checkpoint)]):
+                break
+
+
+def _optimizer_parts(checkpoint: Checkpoint) -> tuple[Part, ...]:
     """The optimizer's own files, and the index in a folder that holds nothing but those."""
     own = checkpoint.having("optimizer")
     folders = {dirname(part.path) for part in own}
@@ -111,7 +127,7 @@ def optimizer_parts(checkpoint: Checkpoint) -> tuple[Part, ...]:
 
 
 def _going(checkpoint: Checkpoint, rules: Rules) -> tuple[Part, ...]:
-    return optimizer_parts(checkpoint) if rules.optimizer_only else checkpoint.parts
+    return _optimizer_parts(checkpoint) if rules.optimizer_only else checkpoint.parts
 
 
 def _going_bytes(checkpoint: Checkpoint, rules: Rules) -> int:
@@ -119,8 +135,7 @@ def _going_bytes(checkpoint: Checkpoint, rules: Rules) -> int:
 
 
 def _may_go(checkpoint: Checkpoint, rules: Rules) -> bool:
-    whole_run = rules.allow_empty and not rules.optimizer_only
-    return is_complete(checkpoint) or (checkpoint.state == "incomplete" and (rules.incomplete or whole_run))
+    return is_complete(checkpoint) or (checkpoint.state == "incomplete" and (rules.incomplete or rules.whole_run))
 
 
 def _bytes(checkpoint: Checkpoint) -> int:
@@ -202,7 +217,7 @@ def _afforded(
             counted.add(place_of(checkpoint))
         else:
             room += _going_bytes(checkpoint, rules)
-    taken = fitting(by_worth(complete, budget), room, weight)
+    taken = affordable(by_worth(complete, budget), room, weight)
     return [(checkpoint, f"{what} within {budget.text}") for checkpoint, what in taken]
 
 

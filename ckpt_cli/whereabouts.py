@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import stat
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from contextlib import suppress
 
 from ckpt_cli.atomic import fsync_directory, same_file
@@ -62,12 +63,23 @@ def own_folders(run: str, files: Sequence[File]) -> tuple[str, ...]:
 
 
 def _may_go(run: str, files: Sequence[File]) -> bool:
-    """Whether every one could be deleted out of a folder that has moved: an immutable one could not.
+    """Whether every one could be deleted out of a folder that has moved: an immutable one could not."""
+    folders = {os.path.dirname(file.name) for file in files}
+    return all(os.access(os.path.join(run, folder), os.W_OK) for folder in folders) and not any(
+        _is_immutable(os.path.join(run, file.name)) for file in files
+    )
 
-    What is only read-only is taken for such: it goes by itself then, as it always could.
-    """
-    names = {os.path.dirname(file.name) for file in files} | {file.name for file in files}
-    return all(os.access(os.path.join(run, name), os.W_OK) for name in names)
+
+def _is_immutable(path: str) -> bool:
+    """Whether a file is protected by more than its mode, which does not keep it from being deleted."""
+    if os.access(path, os.W_OK):
+        return False
+    try:
+        # In an overlay, to open what can be written to would copy it.
+        os.close(os.open(path, os.O_WRONLY | os.O_NONBLOCK))
+    except OSError as error:
+        return error.errno != errno.EACCES
+    return False
 
 
 def holds_only(place: str, top: str, files: Sequence[File]) -> bool:
@@ -97,6 +109,32 @@ def holds_only(place: str, top: str, files: Sequence[File]) -> bool:
     except OSError:
         return False
     return found == len(inodes)
+
+
+def is_found(run: str, folder: str, going: Collection[str] = ()) -> bool:
+    """Whether a trainer that resumes from the largest number finds this folder: no other of its kind has a larger one.
+
+    It takes whatever directory has the name, empty or half written; one without a number it does not look for. Those
+    that are `going` do not count.
+    """
+    kind, numbers = _numbered(folder)
+    if not numbers:
+        return False
+    try:
+        with os.scandir(run) as entries:
+            return not any(
+                other > numbers and alike == kind and entry.name not in going and entry.is_dir()
+                for entry in entries
+                for alike, other in [_numbered(entry.name)]
+            )
+    except OSError:
+        return True
+
+
+def _numbered(name: str) -> tuple[list[str], list[int]]:
+    """A name without its numbers, and these."""
+    pieces = re.split("([0-9]+)", name)
+    return pieces[::2], [int(number) for number in pieces[1::2]]
 
 
 def make_room(place: str, like: str, name: str) -> None:

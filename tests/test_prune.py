@@ -6,12 +6,15 @@ import errno
 import io
 import json
 import os
+import pty
+import re
 import shutil
 import subprocess
 import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -20,7 +23,7 @@ from ckpt_cli.checkpoint import Checkpoint, Part
 from ckpt_cli.plans import Rules
 from ckpt_cli.policies import keep_last
 from ckpt_cli.retain import make_plan
-from tests.conftest import Done, Run
+from tests.conftest import REPOSITORY, Done, Run
 from tests.test_kill import STEPS, TRAINER, age, contents, part_names, trainers_newest, write_trainer
 
 DAY = 86400
@@ -141,7 +144,7 @@ def test_answers_that_teach(call: Run, root: Path, run: Path, tmp_path: Path) ->
         (["--keep-best", 1, "--metric", "acc"], 2, "--metric acc:min or acc:max"),
         (["--keep", 1, "--allow-empty", "--yes"], 4, "--keep 0"),
         (["--keep", 0, "--allow-empty", "--yes"], 4, "hint: name base/d2 or base/d4"),
-        (["--undo"], 1, f"`ckpt list --trash --root {root}`"),
+        (["--undo"], 1, "there is nothing in the trash"),
         (["--keep", 0, "--allow-empty", "--optimizer-only", "--yes"], 2, "--optimizer-only"),
         (["--keep", 0, "--keep-step", 100, "--allow-empty", "--tag", "d2", "--yes"], 4, "--keep 0 alone"),
         (["--keep-last", 1, "--step", 100], 2, "--keep-step"),
@@ -156,6 +159,14 @@ def test_answers_that_teach(call: Run, root: Path, run: Path, tmp_path: Path) ->
     done = call("prune", tmp_path / "nothing", "--keep", 3)
     assert done.code == 1 and "no checkpoints" in done.err and "--root" in done.err
     assert contents(root) == before
+
+
+def test_the_trash_is_named_where_there_is_any(call: Run, root: Path) -> None:
+    """Where there is none, `ckpt list --trash` would say no more."""
+    assert "hint" not in call("prune", root, "--undo").err
+    assert call("prune", "base/d4", "--root", root, "--keep", 2, "--trash", "--yes").code == 0
+    done = call("prune", "base/d2", "--root", root, "--undo")
+    assert done.code == 1 and f"`ckpt list --trash --root {root}`" in done.err
 
 
 def test_table(call: Run, root: Path, run: Path) -> None:
@@ -188,11 +199,14 @@ def test_the_question_names_number_and_size(call: Run, root: Path, monkeypatch: 
 
     monkeypatch.setattr(out, "confirm", confirm)
     before = contents(root)
-    for options in (["--keep", 3], ["--keep", 3, "--trash"], ["--keep", 3, "--optimizer-only"]):
-        assert call("prune", root, *options).code == 1
+    for options in ([], ["--trash"], ["--optimizer-only"], ["--trash", "--optimizer-only"]):
+        assert call("prune", root, "--keep", 3, *options).code == 1
     assert [question.split("(")[0] for question in asked] == [
-        "remove 2 checkpoints ", "move to the trash 2 checkpoints ", "remove the optimizer files of 2 checkpoints ",
+        "remove 2 checkpoints ", "move 2 checkpoints ", "remove the optimizer files of 2 checkpoints ",
+        "move the optimizer files of 2 checkpoints ",
     ]  # fmt: skip
+    assert asked[1].endswith("B) of 2 runs to the trash?")
+    assert asked[3].endswith("B) of 2 runs, whose models stay, to the trash?")
     assert all("B) of 2 runs" in question for question in asked) and contents(root) == before
 
 
@@ -227,6 +241,51 @@ def test_of_many_that_need_one_the_first_is_named() -> None:
     assert shortened("last 1, a needs it, b needs it") == "last 1, a needs it, b needs it"
     assert shortened("pinned, a needs it, b needs it, c needs it") == "pinned, a needs it, 2 more need it"
     assert shortened("") == ""
+
+
+def test_a_plan_fits_an_ordinary_terminal(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """80 columns, a line a checkpoint, in the words of `ckpt list`; a program gets the reasons in full."""
+    for path in tree.rglob("*"):
+        age(path, DAY)
+    plan = ["prune", "--root", str(tree), "--keep", "1", "-n"]
+    lines = on_terminal(*plan).splitlines()
+    assert len(lines) == 9 and lines[0].split() == ["REF", "PLAN", "SIZE", "METRIC", "WHY"]
+    assert "last 1, newest complete and resumable" in lines[3]
+    assert lines[5].endswith(" incomplete: no optim_000100_rank1.pt")
+    assert on_terminal(*plan, "--incomplete").splitlines()[5].endswith(" incomplete")
+    os.truncate(tree / "base_checkpoints/d4/model_000150.pt", 1000)
+    age(tree / "base_checkpoints/d4/model_000150.pt", DAY)
+    drawn = on_terminal(*plan)
+    assert "incomplete: model_000150.pt is" in drawn and "newest complete" in drawn.splitlines()[2]
+    listed = on_terminal("list", str(tree)).splitlines()
+    assert len(listed) == 9 and listed[1].endswith(" model, meta, optim 2 of 2")
+
+
+def on_terminal(*arguments: str) -> str:
+    """What a command draws on a terminal of 80 columns, without colours and blanks at the end."""
+    master, slave = pty.openpty()
+    child = subprocess.Popen(
+        [sys.executable, "-m", "ckpt_cli", *arguments],
+        stdout=slave, stderr=subprocess.DEVNULL, stdin=subprocess.DEVNULL,
+        env={"PATH": os.environ["PATH"], "PYTHONPATH": str(REPOSITORY), "HOME": "/nonexistent", "COLUMNS": "80"},
+    )  # fmt: skip
+    os.close(slave)
+    drawn = b""
+    # At the end of what a child wrote, Linux answers with an error instead of nothing.
+    with suppress(OSError):
+        while piece := os.read(master, 1 << 16):
+            drawn += piece
+    os.close(master)
+    assert child.wait(60) == 0
+    lines = re.sub(r"\x1b\[[0-9;]*m", "", drawn.decode()).splitlines()
+    return "".join(f"{line.rstrip()}\n" for line in lines)
+
+
+def test_files_with_numbers_stand_in_their_order(call: Run, tmp_path: Path) -> None:
+    for number in (500, 1000, 9):
+        (tmp_path / f"a_{number}.pt").write_bytes(b"x")
+    done = call("prune", tmp_path, "--keep", 1, "-n")
+    assert [line.split("\t")[0].rpartition("/")[2] for line in done.out.splitlines()] == ["a_9", "a_500", "a_1000"]
 
 
 def test_loose_files_that_need_each_other_are_short_for_people(call: Run, tmp_path: Path) -> None:

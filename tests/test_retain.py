@@ -423,6 +423,57 @@ def test_a_kept_one_that_fails_gives_its_place_to_the_next() -> None:
     }
 
 
+@given(st.lists(st.booleans(), max_size=30), st.integers(1, 3), st.booleans())
+def test_what_fails_counts_as_if_it_had_been_known(broken: list[bool], count: int, spared: bool) -> None:
+    """As the plan made again after each that fails; of older ones, which go in any case, nobody asks."""
+    run = [checkpoint(number) for number in range(len(broken))]
+    policies = {"keep": keep_last(count), **({"every": keep_every(4)} if spared else {})}
+
+    def check(one: Checkpoint) -> tuple[Problem, ...]:
+        return (Problem("truncated", "cut off", "/r"),) if broken[one.step or 0] else ()
+
+    def one_by_one(pool: list[Checkpoint]) -> Plan:
+        while True:
+            made = make_plan(pool, policies, bounds())
+            bad = next((k.checkpoint for g in made.groups for k in g.keep if check(k.checkpoint)), None)
+            if bad is None:
+                return made
+            place = pool.index(bad)
+            pool = [*pool]
+            pool[place] = bad._replace(state="incomplete", resumable=False, problems=check(bad))
+
+    try:
+        expected: Plan | str = one_by_one(run)
+    except Refused as error:
+        expected = error.message
+    try:
+        made: Plan | str = settled_plan(run, policies, bounds(), check)
+    except Refused as error:
+        made = error.message
+    assert made == expected
+
+
+def test_thousands_that_fail(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each is looked at once, and no plan is made for each."""
+    made: list[Plan] = []
+
+    def counted(*said: Any) -> Plan:
+        made.append(make_plan(*said))
+        return made[-1]
+
+    monkeypatch.setattr("ckpt_cli.retain.make_plan", counted)
+    looked: list[int] = []
+
+    def check(one: Checkpoint) -> tuple[Problem, ...]:
+        looked.append(one.step or 0)
+        return (Problem("truncated", "cut off", "/r"),) if (one.step or 0) >= 10 else ()
+
+    found = settled_plan([checkpoint(number) for number in range(3_000)], {"keep": keep_last(2)}, bounds(), check)
+    assert steps([k.checkpoint for g in found.groups for k in g.keep]) == [8, 9]
+    assert len(looked) == len(set(looked)) == 2_992
+    assert len(made) <= 3
+
+
 def test_targets_of_links_stay(tmp_path: Path, tree: Path, call: Run) -> None:
     """The best step kept by a link, in the run and from another one."""
     run = tree / "base_checkpoints/d4"
