@@ -8,15 +8,15 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from ckpt_cli.atomic import staged
-from ckpt_cli.checkpoint import OURS, Checkpoint
+from ckpt_cli.checkpoint import OURS, Checkpoint, Part
 from ckpt_cli.errors import CkptError, Damaged
 from ckpt_cli.layouts import without_waiting
 
 SUFFIX = ".sha256"
-FOLDER_NAME = "ckpt.sha256"
+_FOLDER_NAME = "ckpt.sha256"
 _MAX_BYTES = 64 << 20
 _LINE = re.compile(rb"(\\?)([0-9a-fA-F]{64}) [ *]([^\n]+)")
 # Newer versions write a carriage return as \r; all of them read it as it is.
@@ -36,7 +36,7 @@ def place_of(checkpoint: Checkpoint) -> str | None:
         own = os.path.basename(checkpoint.dir) == checkpoint.name
     else:  # a step in the run's directory has others beside it
         own = checkpoint.step is None and (len(main) > 1 or bool(checkpoint.having("config")))
-    return os.path.join(checkpoint.dir, FOLDER_NAME) if own else main[0].path + SUFFIX
+    return os.path.join(checkpoint.dir, _FOLDER_NAME) if own else main[0].path + SUFFIX
 
 
 def read(path: str) -> dict[str, str]:
@@ -89,6 +89,24 @@ def write(path: str, digests: Mapping[str, str], replace: bool) -> None:
         while data:
             data = data[os.write(descriptor, data) :]
         os.fsync(descriptor)
+
+
+def shorten_manifests(checkpoint: Checkpoint, gone: Iterable[Part]) -> str | None:
+    """Takes files off the checkpoint's manifests; returns why that could not be, None where it could.
+
+    A manifest that went on listing them would call the checkpoint damaged. It is shortened before they go: one that
+    lacks a file which is there after all, by a kill or an undo, says nothing wrong.
+    """
+    paths = {part.path for part in gone}
+    for part in checkpoint.having("manifest"):
+        try:
+            listed = read(part.path)
+            left = {path: digest for path, digest in listed.items() if path not in paths}
+            if left and len(left) < len(listed):
+                write(part.path, left, replace=True)
+        except (CkptError, OSError) as error:
+            return str(error)
+    return None
 
 
 def _unescaped(raw: bytes) -> bytes:

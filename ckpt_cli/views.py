@@ -16,6 +16,7 @@ _MIN_RUN = 32
 _PAGE = 4096
 # To load an array library takes as long as to turn this many bytes without one.
 _WORTH_AN_ARRAY = 1 << 20
+_TILE = 64
 _TURNED = bytes(byte ^ 0x80 for byte in range(256))
 
 
@@ -132,12 +133,10 @@ def _by_array(
 
     Of a span that is too long to be read whole, strips of what lies closest together are.
     """
-    from ckpt_cli.strided import turned
-
     if span <= 4 * BLOCK:
         window = bytearray(span)
         source.read_into(start, memoryview(window))
-        return turned(window, shape, stride, item)
+        return _turned(window, shape, stride, item)
     axis = min(range(len(shape)), key=lambda a: (shape[a] == 1 or not stride[a], stride[a]))
     if stride[axis] != 1 or shape[axis] == 1:
         return None
@@ -152,7 +151,24 @@ def _by_array(
     for a in reversed(others):
         steps[a] = inner
         inner *= shape[a]
-    return turned(strips, shape, tuple(steps), item)
+    return _turned(strips, shape, tuple(steps), item)
+
+
+def _turned(data: bytearray, shape: tuple[int, ...], stride: tuple[int, ...], item: int) -> bytearray | None:
+    """The elements of a strided view of `data` in C order by numpy, `item` bytes each; None where it is not installed.
+    Strides count elements."""
+    try:
+        import numpy
+    except ImportError:
+        return None
+    dtype = f"u{item}" if item in (1, 2, 4, 8) else f"V{item}"
+    view = numpy.ndarray(shape, dtype, data, strides=[step * item for step in stride])
+    out = bytearray(view.size * item)
+    target = numpy.ndarray(shape, dtype, out)
+    # A few at a time along the last dimension, so that what is read and what is written both stay in the cache.
+    for first in range(0, shape[-1], _TILE):
+        target[..., first : first + _TILE] = view[..., first : first + _TILE]
+    return out
 
 
 def _strip(read: Callable[[int, int], bytes | memoryview], at: int, count: int, hop: int, item: int) -> bytes:

@@ -45,6 +45,11 @@ class Described(NamedTuple):
     given: Mapping[str, str]
     mapped: Callable[[], Mapped]
 
+    @property
+    def items(self) -> dict[str, Item]:
+        """The tensors as they are, for a model that has their names."""
+        return {name: Item(name, tensor, tensor.shape, tensor.dtype) for name, tensor in self.tensors.items()}
+
 
 class Assumption(NamedTuple):
     """What the checkpoint does not say; `warn` where the trainer itself would compute something else with it."""

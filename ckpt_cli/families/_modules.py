@@ -56,6 +56,13 @@ def module_of(
     return root
 
 
+def ties_of(module: torch.nn.Module) -> dict[str, str]:
+    """Of each parameter that has several names: name -> the first of them."""
+    first: dict[int, str] = {}
+    named = module.named_parameters(remove_duplicate=False)
+    return {name: one for name, parameter in named if (one := first.setdefault(id(parameter), name)) != name}
+
+
 def tie(module: torch.nn.Module, name: str, other: str) -> bool:
     """Makes one parameter of two that hold the same, so that training moves both; False where they differ."""
     import torch

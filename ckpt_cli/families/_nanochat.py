@@ -13,11 +13,16 @@ from ckpt_cli.families._settings import shown
 
 
 class Revision(NamedTuple):
-    """`lambdas` weigh the residual stream of each layer and the embedding in it. `window` is what an S of the pattern
-    means: half, third or quarter of the context; empty where there are no windows. `gate` is how many columns of a
-    layer's input weigh its value embedding, 0 where there is none, and `most` that weight. `base` is that of the
-    rotary angles, `sharp` what queries and keys are multiplied with, `rounded` whether sines and cosines are bfloat16
-    whatever the model computes in. `padded` is whether the vocabulary's matrices always have a multiple of 64 rows.
+    """What a revision computes.
+
+    - lambdas: whether each layer weighs the residual stream, and the embedding in it.
+    - window: what an S of the pattern means, a half, third or quarter of the context; empty without windows.
+    - gate, most: how many columns of a layer's input weigh its value embedding, 0 where there is none, and the most
+      that this weight can be.
+    - bigrams, smeared: whether pairs of tokens have embeddings, and whether a token's takes from the one before.
+    - base, sharp: the base of the rotary angles, and what queries and keys are multiplied with.
+    - rounded: whether sines and cosines are bfloat16 whatever the model computes in.
+    - padded: whether the vocabulary's matrices always have a multiple of 64 rows.
     """
 
     lambdas: bool = True
@@ -45,16 +50,18 @@ FORMS = {
 SMEARED = 24
 # Rows of the table of pairs of tokens, for each token of the vocabulary.
 PAIRS = 5
-
-
 # By how their names end: saved, and no parameters. And how those begin whose rows are only looked up.
 BUFFERS = ("expert_bias", "tokens_per_expert_counter")
 EMBEDDINGS = ("transformer.wte.", "bigram_embed.", "value_embeds.")
 
 
 class Model(NamedTuple):
-    """A model of nanochat, its numbers checked. `windows` has for each layer how many tokens back it sees, None for
-    all. `experts` is 0 where there are none; `chosen` of them see each token, `hidden` wide, and one that all see."""
+    """A model of nanochat, its numbers checked.
+
+    `keys` is the number of key heads, `rows` that of the vocabulary's matrices. `windows` has for each layer how many
+    tokens back it sees, None for all. `experts` is 0 where there are none; `chosen` of them see each token, `hidden`
+    wide, and one that all see.
+    """
 
     form: Revision
     layers: int
@@ -72,7 +79,7 @@ class Model(NamedTuple):
 
     @property
     def size(self) -> int:
-        """Of a head."""
+        """How many numbers a head has."""
         return self.width // self.heads
 
     def has_values(self, layer: int) -> bool:

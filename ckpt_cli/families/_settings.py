@@ -9,12 +9,12 @@ from ckpt_cli.errors import CkptError
 from ckpt_cli.families import Described
 
 # Far above any model there is, and far below what makes a loop or a product of them a danger.
-MOST = {"n_layer": 4096, "num_experts": 4096}
-MOST_OF_ANY = 1 << 31
+_MOST = {"n_layer": 4096, "num_experts": 4096}
+_MOST_OF_ANY = 1 << 31
 MOST_WIDE = 1 << 20
 
 
-def whole(described: Described, key: str, most: int = MOST_OF_ANY, default: int | None = None) -> int:
+def whole(described: Described, key: str, most: int = _MOST_OF_ANY, default: int | None = None) -> int:
     """The number under `key` of the configuration, from 1 to `most`; `default` where it does not say.
 
     Raises CkptError for one that is missing and has no default, and for what is no such number.
@@ -24,7 +24,7 @@ def whole(described: Described, key: str, most: int = MOST_OF_ANY, default: int 
         value = default
     if value is None:
         raise lacking(described, (key,))
-    if type(value) is not int or not 1 <= value <= min(most, MOST.get(key, most)):
+    if type(value) is not int or not 1 <= value <= min(most, _MOST.get(key, most)):
         raise CkptError(f"{described.path}: its configuration says {key} {shown(value)}, which no model has")
     return value
 
@@ -46,6 +46,7 @@ def required(described: Described, keys: Sequence[str]) -> None:
 
 
 def lacking(described: Described, keys: Sequence[str]) -> CkptError:
+    """That the configuration does not say these keys."""
     what = f"{described.path} lacks a configuration that says {', '.join(keys)}"
     return CkptError(what, "--config FILE, an object with these keys, supplies it")
 

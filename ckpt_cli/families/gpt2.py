@@ -13,7 +13,6 @@ from ckpt_cli.errors import CkptError, Damaged
 from ckpt_cli.families import Assumption, Blueprint, Described
 from ckpt_cli.families._modules import module_of, tie
 from ckpt_cli.families._settings import MOST_WIDE, divided, lacking, listed, required, settable, shown, whole
-from ckpt_cli.items import Item
 
 if TYPE_CHECKING:
     import torch
@@ -90,7 +89,7 @@ def plan(described: Described, family: str) -> Blueprint:
         family=family,
         config=config,
         shapes=shapes,
-        items={name: Item(name, tensor, tensor.shape, tensor.dtype) for name, tensor in described.tensors.items()},
+        items=described.items,
         vocab_size=vocab,
         padded_vocab=vocab,
         least_tokens=1,

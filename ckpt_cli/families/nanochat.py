@@ -15,8 +15,7 @@ from ckpt_cli.families._modules import module_of
 from ckpt_cli.families._nanochat import BUFFERS, EMBEDDINGS, FORMS, SMEARED, Model, Revision, shapes_of, windows
 from ckpt_cli.families._nanochat_forward import logits_of
 from ckpt_cli.families._settings import MOST_WIDE, divided, required, settable, shown, whole
-from ckpt_cli.items import Item
-from ckpt_cli.revisions import REVISIONS, revision_of
+from ckpt_cli.revisions import REVISIONS, padded, revision_of
 
 if TYPE_CHECKING:
     import torch
@@ -67,7 +66,7 @@ def plan(described: Described, family: str) -> Blueprint:
         family=family,
         config=config,
         shapes=shapes,
-        items={name: Item(name, tensor, tensor.shape, tensor.dtype) for name, tensor in described.tensors.items()},
+        items=described.items,
         vocab_size=model.vocab,
         padded_vocab=model.rows,
         # The trainer's smear asks for two.
@@ -210,10 +209,10 @@ def _model(
 
 
 def _rows(described: Described, form: Revision, vocab: int) -> int:
-    """Of the vocabulary's matrices: a multiple of 64 since December 2025, in the days of the first revision."""
-    padded = 64 * -(-vocab // 64)
+    """Of the vocabulary's matrices: padded since December 2025, in the days of the first revision."""
+    rows = padded(vocab)
     embedding = described.tensors.get("transformer.wte.weight")
-    return vocab if not form.padded and embedding and embedding.shape[:1] != (padded,) else padded
+    return vocab if not form.padded and embedding and embedding.shape[:1] != (rows,) else rows
 
 
 def _hidden(described: Described, width: int, chosen: int) -> int:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from ckpt_cli.errors import CkptError
 from ckpt_cli.families import Assumption, Blueprint, Described
 from ckpt_cli.families._hf_config import looked_at, positions, without_lists
-from ckpt_cli.families._modules import tie
+from ckpt_cli.families._modules import tie, ties_of
 from ckpt_cli.families._settings import settable, shown
 from ckpt_cli.items import Item
 
@@ -72,7 +72,7 @@ def plan(described: Described, family: str) -> Blueprint:
     unfit = without_lists(config)
     module: Any = _on_meta(described.path, config)
     shapes = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
-    ties = _ties(module)
+    ties = ties_of(module)
     items, free = _fitted(module, state, shapes, ties)
     _refuse_apart(described.path, kind, shapes, items, free)
     if unfit and shapes.keys() <= items.keys():
@@ -101,8 +101,7 @@ def _state(described: Described) -> _State:
     if any(_FOREIGN.fullmatch(name) for name in described.tensors):
         mapped = described.mapped()
         return _State({item.name: item for item in mapped.items}, mapped.config or {})
-    items = {name: Item(name, tensor, tensor.shape, tensor.dtype) for name, tensor in described.tensors.items()}
-    return _State(items, described.config)
+    return _State(described.items, described.config)
 
 
 def _made(path: str, config: dict[str, Any]) -> torch.nn.Module:
@@ -155,16 +154,6 @@ def _silent(library: Any) -> Iterator[None]:
         yield
     finally:
         library.logging.set_verbosity(before)
-
-
-def _ties(module: torch.nn.Module) -> dict[str, str]:
-    """name -> the name before it that is the same parameter."""
-    first: dict[int, str] = {}
-    found = {}
-    for name, parameter in module.named_parameters(remove_duplicate=False):
-        if first.setdefault(id(parameter), name) != name:
-            found[name] = first[id(parameter)]
-    return found
 
 
 def _fitted(

@@ -20,7 +20,7 @@ from ckpt_cli.checkpoint import OURS, Checkpoint, Part, Problem, Role, State, Te
 from ckpt_cli.errors import CkptError
 
 MAX_JSON_BYTES = 16 << 20
-MAX_JSON_DEPTH = 200
+_MAX_JSON_DEPTH = 200
 # What folders and files are called until all is in them: so did transformers to early 2024; so do many others, by hand
 # or through a library that renames in the end; and a random name, so that of safetensors.
 _BEFORE = re.compile(r"tmp-(?=checkpoint-[0-9]+\Z)")
@@ -52,12 +52,13 @@ class Layout(Protocol):
 
 
 class Folder(NamedTuple):
-    """One directory as read once: where it lies in the tree, and its files by name.
+    """One directory as read once: where it lies in the tree, its files by name, and the names of its folders.
 
-    `now` and `grace` (nanoseconds) tell a checkpoint that is still being written from an abandoned one. `up` is the
-    directory above, also that above the root, which is read when it is asked for. `read_index` reads the values of a
-    small structure file in a tensor format (a DCP `.metadata`, the scalars of a `recipe_state.pt`), without its
-    tensors; it raises CkptError for what it refuses.
+    `now` and `grace` (nanoseconds) tell a checkpoint that is still being written from an abandoned one; `linked` is
+    true of what was reached through a link out of the root. `above` gives the directory above, also that above the
+    root, which is read when it is asked for. `read_index` reads the values of a small structure file in a tensor format
+    (a DCP `.metadata`, the scalars of a `recipe_state.pt`), without its tensors; it raises CkptError for what it
+    refuses.
     """
 
     path: str
@@ -73,6 +74,7 @@ class Folder(NamedTuple):
 
     @property
     def up(self) -> Folder | None:
+        """The directory above, None where there is none or it cannot be read."""
         return self.above()
 
     @property
@@ -100,6 +102,10 @@ class Folder(NamedTuple):
                 return {entry.name: entry for entry in entries if not entry.is_dir()}
         except OSError:
             return {}
+
+    def below(self, name: str) -> Folder:
+        """A folder below it as one of its own, with the files that `peek` finds there and no folders."""
+        return self._replace(path=os.path.join(self.path, name), files=dict(self.peek(name)), folders=())
 
     @property
     def tag_above(self) -> str:
@@ -173,7 +179,7 @@ def read_json(path: str) -> Any:
             raise CkptError(f"{name} is larger than {MAX_JSON_BYTES >> 20} MiB, too large for metadata")
         value = json.loads(data)
         # Few brackets cannot nest deep; only what could be too deep for those who walk it is looked at.
-        if data.count(b"[") + data.count(b"{") > MAX_JSON_DEPTH and _deeper(value, MAX_JSON_DEPTH):
+        if data.count(b"[") + data.count(b"{") > _MAX_JSON_DEPTH and _deeper(value, _MAX_JSON_DEPTH):
             raise RecursionError
         return value
     except OSError as error:
@@ -214,4 +220,5 @@ def layouts() -> tuple[Layout, ...]:
 
 
 def layout_named(name: str) -> Layout:
+    """The layout that a checkpoint says it is of."""
     return next(layout for layout in layouts() if name == layout.NAME)

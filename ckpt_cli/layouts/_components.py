@@ -7,7 +7,6 @@ diffusers put the same folders into a step: `checkpoint-500/unet`. After diffuse
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Iterable, Mapping
 
@@ -78,7 +77,7 @@ def _components(folder: Folder, problems: list[Problem]) -> list[str]:
 def _of(folder: Folder, names: Iterable[str], role: Role, problems: list[Problem]) -> list[Part]:
     parts: list[Part] = []
     for name in names:
-        inner = folder._replace(path=os.path.join(folder.path, name), files=dict(folder.peek(name)), folders=())
+        inner = folder.below(name)
         found = parts_of(inner, weights_in(inner.files), problems)
         parts += [part._replace(role=role) if part.role == "model" else part for part in found]
         for file in sorted(inner.files.keys() & _SMALL.keys()):

@@ -39,7 +39,7 @@ def sharded_parts(
     gathered = sorted(name for name in folder.files if _FSDP_FILE.fullmatch(name))
     parts += named_parts(folder, gathered, "other" if whole else "model", problems)
     for name in sorted(folder.folders):
-        inner = folder._replace(path=os.path.join(folder.path, name), files=dict(folder.peek(name)), folders=())
+        inner = folder.below(name)
         if deepspeed.fullmatch(name):
             ranks = _deepspeed(inner, randoms, whole, parts, problems)
         elif (match := FSDP.fullmatch(name)) and (saved := saved_in(inner)):

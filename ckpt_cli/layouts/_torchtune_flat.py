@@ -13,9 +13,9 @@ from itertools import islice
 from typing import NamedTuple
 
 from ckpt_cli.checkpoint import Checkpoint, Part, Problem
-from ckpt_cli.layouts import Folder
+from ckpt_cli.layouts import Folder, missing
 from ckpt_cli.layouts._torchtune_recipe import read_recipe
-from ckpt_cli.layouts._weights import missing, named_parts
+from ckpt_cli.layouts._weights import named_parts
 
 ADAPTERS = ("adapter_model.pt", "adapter_model.safetensors", "adapter_model.bin")
 ADAPTER_CONFIG = "adapter_config.json"
@@ -43,34 +43,15 @@ class _Epoch(NamedTuple):
 
 def flat_epochs(folder: Folder, layout: str) -> list[Checkpoint]:
     """The epochs that lie side by side in one folder."""
-    found: dict[tuple[str, int], dict[int, str]] = {}
-    shards: dict[str, int] = {}
-    for name in folder.files:
-        match = _FLAT.fullmatch(name)
-        if not match or (match[8] == ".safetensors") != bool(match[3]):
-            continue
-        kind = match[1] or match[3] or match[6]
-        shard = int(match[2] or match[4] or 0)
-        found.setdefault((kind, int(match[7])), {})[shard] = name
-        # What follows "of" is the number of the last shard to be begun, which need not be the highest.
-        shards[kind] = max(shards.get(kind, 0), shard, int(match[5] or 0))
-    adapters = {number: files[0] for (kind, number), files in found.items() if kind == "adapter"}
-    epochs: list[_Epoch] = []
-    # The first of an epoch has what does not say by which checkpointer it was saved.
-    numbers: Counter[int] = Counter()
-    for kind, number in sorted(found):
-        if kind != "adapter":
-            adapter = None if numbers[number] else adapters.get(number)
-            epochs.append(_Epoch(kind, number, found[kind, number], adapter, not numbers[number]))
-            numbers[number] += 1
-    epochs += [_Epoch("adapter", number, {}, name, True) for number, name in adapters.items() if not numbers[number]]
-    numbers.update(number for number in adapters if not numbers[number])
+    epochs, shards = _epochs_in(folder)
     if not epochs:
         return []
+    numbers = Counter(epoch.number for epoch in epochs)
+    adapted = {epoch.number for epoch in epochs if epoch.adapter}
     recipe = read_recipe(folder)
     unknown = recipe is not None and recipe.epoch not in numbers
     paired = None if recipe is None else max(numbers) if unknown else recipe.epoch
-    newest_adapter = max(adapters, default=None)
+    newest_adapter = max(adapted, default=None)
     checkpoints: list[Checkpoint] = []
     for epoch in epochs:
         problems: list[Problem] = []
@@ -83,7 +64,7 @@ def flat_epochs(folder: Folder, layout: str) -> list[Checkpoint]:
         if recipe and epoch.number == paired and epoch.first:
             part = recipe.part([])
             parts += [part] if part else []
-            resumable = None if unknown else epoch.adapter is not None or not adapters
+            resumable = None if unknown else epoch.adapter is not None or not adapted
         several = numbers[epoch.number] > 1
         checkpoints.append(
             Checkpoint(
@@ -106,13 +87,37 @@ def flat_epochs(folder: Folder, layout: str) -> list[Checkpoint]:
     return checkpoints
 
 
+def _epochs_in(folder: Folder) -> tuple[list[_Epoch], dict[str, int]]:
+    """The epochs of which files are there, and how many shards the weights of each kind have."""
+    found: dict[tuple[str, int], dict[int, str]] = {}
+    shards: dict[str, int] = {}
+    for name in folder.files:
+        match = _FLAT.fullmatch(name)
+        if not match or (match[8] == ".safetensors") != bool(match[3]):
+            continue
+        kind = match[1] or match[3] or match[6]
+        shard = int(match[2] or match[4] or 0)
+        found.setdefault((kind, int(match[7])), {})[shard] = name
+        # What follows "of" is the number of the last shard to be begun, which need not be the highest.
+        shards[kind] = max(shards.get(kind, 0), shard, int(match[5] or 0))
+    adapters = {number: files[0] for (kind, number), files in found.items() if kind == "adapter"}
+    epochs: list[_Epoch] = []
+    known: set[int] = set()
+    for kind, number in sorted(found):
+        if kind != "adapter":
+            # The first of an epoch has what does not say by which checkpointer it was saved.
+            epochs.append(_Epoch(kind, number, found[kind, number], adapters.pop(number, None), number not in known))
+            known.add(number)
+    epochs += [_Epoch("adapter", number, {}, name, True) for number, name in adapters.items()]
+    return epochs, shards
+
+
 def _parts(folder: Folder, epoch: _Epoch, shards: int, last: bool, problems: list[Problem]) -> list[Part]:
     """An epoch's files; of its run every epoch has so many shards."""
     files = [epoch.weights[number] for number in sorted(epoch.weights)]
     for number in islice((n for n in range(1, shards + 1) if n not in epoch.weights and epoch.weights), NAMED):
-        some = files[0]
         digits = 4 if epoch.kind == "hf_model" else 5
-        name = re.sub(r"(?<=[_-])[0-9]+", f"{number:0{digits}}", some, count=1)
+        name = re.sub(r"(?<=[_-])[0-9]+", f"{number:0{digits}}", files[0], count=1)
         problems.append(missing(folder, name, "a shard"))
     adapters = [epoch.adapter] if epoch.adapter else []
     parts = named_parts(folder, files, "model", problems) + named_parts(folder, adapters, "adapter", problems)

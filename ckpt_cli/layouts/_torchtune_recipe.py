@@ -37,9 +37,11 @@ class Recipe(NamedTuple):
     fault: str | None = None
 
     def part(self, problems: list[Problem]) -> Part | None:
+        """As `Folder.part`."""
         return self.folder.part(RECIPE, "recipe", problems)
 
     def unpaired(self) -> Problem:
+        """That it is not known which checkpoint it belongs to, and why."""
         told = f"it is of epoch {self.epoch}, which is not there" if self.epoch is not None else "it names no epoch"
         detail = f"which checkpoint {RECIPE} belongs to is not known: {self.fault or told}"
         return Problem(UNPAIRED, detail, self.folder.files[RECIPE].path)
@@ -93,8 +95,7 @@ def _run(up: Folder) -> Run:
             numbers[match[1] or match[2]].append(int(match[3]))
     marked = cache(partial(_is_marked, up))
     newest = next((f"{unit}_{max(numbers[unit])}" for unit in ("step", "epoch") if numbers[unit]), None)
-    inner = up._replace(path=os.path.join(up.path, RECIPE_FOLDER), files=dict(up.peek(RECIPE_FOLDER)), folders=())
-    recipe = read_recipe(inner)
+    recipe = read_recipe(up.below(RECIPE_FOLDER))
     if recipe is None:
         return Run(None, None, newest, marked)
     paired = None

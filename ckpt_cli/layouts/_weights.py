@@ -11,8 +11,7 @@ from typing import NamedTuple
 
 from ckpt_cli.checkpoint import Part, Problem, Role
 from ckpt_cli.errors import CkptError
-from ckpt_cli.layouts import Folder
-from ckpt_cli.layouts import missing as missing
+from ckpt_cli.layouts import Folder, missing
 from ckpt_cli.layouts._index import INDEX_NAME, shard_names
 
 # The order in which transformers looks for them.

@@ -8,15 +8,14 @@ folders of their own. What is not written by it alone, such as the Trainer's ste
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Iterable, Sequence
 
-from ckpt_cli.checkpoint import Checkpoint, Part, Problem, Ranks, Role
+from ckpt_cli.checkpoint import Checkpoint, Problem, Role
 from ckpt_cli.layouts import TRAINER, Folder, missing
 from ckpt_cli.layouts._components import folders_with_models
 from ckpt_cli.layouts._grouped import unnumbered
-from ckpt_cli.layouts._numbered import number_in
+from ckpt_cli.layouts._numbered import number_in, of_folder
 from ckpt_cli.layouts._sharded_states import RANDOM, sharded_parts
 from ckpt_cli.layouts._weights import EXPORT, named_parts, parts_of, weights_in
 
@@ -77,28 +76,5 @@ def _checkpoint(folder: Folder) -> Checkpoint:
     parts += named_parts(folder, ("ckpt.sha256",), "manifest", problems)
     if any(form.single == "pytorch_model.bin" for form in weights):
         parts += named_parts(folder, (EXPORT,), "export", problems)
-    return _found(folder, parts, problems, optimizer, ranks)
-
-
-def _found(
-    folder: Folder, parts: Sequence[Part], problems: Sequence[Problem], optimizer: bool, ranks: Ranks | None
-) -> Checkpoint:
-    number = number_in(folder.name)
-    state = folder.state(parts, problems)
-    return Checkpoint(
-        layout=NAME,
-        source=folder.source,
-        tag=folder.tag_above if number else folder.tag,
-        step=number.value if number else None,
-        unit=number.unit if number else None,
-        name=folder.name,
-        dir=folder.path,
-        parts=tuple(parts),
-        state=state,
-        resumable=optimizer and state == "complete",
-        problems=tuple(problems),
-        ranks=ranks,
-        pinned=".keep" in folder.files,
-        linked=folder.linked,
-        home=os.path.dirname(folder.path) if number else "",
-    )
+    found = of_folder(folder, NAME, number_in(folder.name), parts, problems)
+    return found._replace(resumable=optimizer and found.state == "complete", ranks=ranks)

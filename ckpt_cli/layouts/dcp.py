@@ -8,13 +8,12 @@ cut off. It does not know what is a model in a data file and what an optimizer.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Sequence
 
 from ckpt_cli.checkpoint import Checkpoint, Role
 from ckpt_cli.layouts import CONTAINED, Folder
 from ckpt_cli.layouts._dcp import Saved, saved_in
-from ckpt_cli.layouts._numbered import number_in
+from ckpt_cli.layouts._numbered import number_in, of_folder
 
 NAME = "dcp"
 PRECEDENCE = CONTAINED
@@ -34,22 +33,10 @@ def needs(checkpoint: Checkpoint, run: Sequence[Checkpoint]) -> Iterable[Checkpo
 
 def _checkpoint(folder: Folder, saved: Saved) -> Checkpoint:
     number = number_in(folder.name)
-    inside = folder.up is not None
-    state = folder.state(saved.parts, saved.problems)
     manifest = folder.part("ckpt.sha256", "manifest", []) if "ckpt.sha256" in folder.files else None
-    return Checkpoint(
-        layout=NAME,
-        source=folder.source,
-        tag=folder.tag_above if number else folder.tag,
-        step=number.value if number else None,
-        unit=number.unit if number else None,
-        name=folder.name,
-        dir=folder.path,
-        parts=(*saved.parts, manifest) if manifest else saved.parts,
-        state=state,
-        resumable=False if state != "complete" else saved.resumable,
-        problems=saved.problems,
-        pinned=".keep" in folder.files,
-        linked=folder.linked,
-        home=os.path.dirname(folder.path) if number and inside else "",
+    parts = (*saved.parts, manifest) if manifest else saved.parts
+    found = of_folder(folder, NAME, number, parts, saved.problems)
+    return found._replace(
+        resumable=saved.resumable if found.state == "complete" else False,
+        home=found.home if folder.up else "",
     )

@@ -15,13 +15,13 @@ from collections.abc import Iterable, Sequence
 
 from ckpt_cli.checkpoint import Checkpoint, Part, Problem, Ranks, Role
 from ckpt_cli.errors import CkptError
-from ckpt_cli.layouts import MAX_JSON_BYTES, PUBLISHED, Folder, finished_name, read_json
+from ckpt_cli.layouts import MAX_JSON_BYTES, PUBLISHED, Folder, finished_name, missing, read_json
 from ckpt_cli.layouts._components import MODULES, PIPELINE, component_parts, folders_with_models, is_component
 from ckpt_cli.layouts._grouped import at_step, grouped, unnumbered
-from ckpt_cli.layouts._numbered import Number, number_in
+from ckpt_cli.layouts._numbered import Number, number_in, of_folder
 from ckpt_cli.layouts._sharded_states import FSDP, RANDOM, sharded_parts
 from ckpt_cli.layouts._trainer_state import best_step, metrics_of, read_state
-from ckpt_cli.layouts._weights import EXPORT, Weights, missing, named_parts, parts_of, weights_in
+from ckpt_cli.layouts._weights import EXPORT, Weights, named_parts, parts_of, weights_in
 
 NAME = "huggingface"
 PRECEDENCE = PUBLISHED
@@ -29,8 +29,9 @@ PRECEDENCE = PUBLISHED
 REMOVAL_ORDER: tuple[Role, ...] = ("model", "adapter", "index", "meta", "optimizer", "config")
 
 _STEP = re.compile(r"checkpoint-([0-9]{1,300})")
-# Where huggingface_hub leaves what it has not fetched wholly.
-_DOWNLOAD = ".cache/huggingface/download"
+# Where huggingface_hub leaves what it has not fetched wholly: below a folder of one's own; or, of its cache, where
+# `snapshots/<revision>` links to, once that is whole.
+_DOWNLOAD, _SNAPSHOTS, _BLOBS = ".cache/huggingface/download", "snapshots", "blobs"
 _STATE, _CONFIG, _ADAPTER_CONFIG = "trainer_state.json", "config.json", "adapter_config.json"
 _ADAPTERS = ("adapter_model.safetensors", "adapter_model.bin")
 # An adapter of a pipeline, which has no configuration.
@@ -151,7 +152,10 @@ def _is_being_written(folder: Folder) -> bool:
     """Whether a model is on its way into a folder that has none yet: to be saved there, or fetched."""
     if _CONFIG not in folder.files:
         return False
-    return bool(folder.cut_off) or any(name.endswith(".incomplete") for name in folder.peek(_DOWNLOAD))
+    revisions = folder.up if os.path.basename(os.path.dirname(folder.path)) == _SNAPSHOTS else None
+    cached = revisions and revisions.up
+    fetched = [*folder.peek(_DOWNLOAD), *(cached.peek(_BLOBS) if cached else ())]
+    return bool(folder.cut_off) or any(name.endswith(".incomplete") for name in fetched)
 
 
 def _has_index(folder: Folder) -> bool:
@@ -201,25 +205,13 @@ def _checkpoint(folder: Folder, weights: Sequence[Weights], number: Number | Non
                     problems.append(Problem("bad-meta", error.message, part.path))
     parts.sort(key=_place)
     adapted = any(part.role == "adapter" for part in parts)
-    state = folder.state(parts, problems)
-    return Checkpoint(
-        layout=NAME,
-        source=folder.source,
-        tag=folder.tag_above if number else folder.tag,
-        step=number.value if number else None,
-        unit=number.unit if number else None,
+    found = of_folder(folder, NAME, number, parts, problems)
+    return found._replace(
         name=folder.name if number else weights[0].stem if weights else "adapter_model" if adapted else "model",
-        dir=folder.path,
-        parts=tuple(parts),
-        state=state,
-        resumable=resumable and state == "complete",
-        problems=tuple(problems),
+        resumable=resumable and found.state == "complete",
         metrics=metrics,
         ranks=ranks,
-        pinned=".keep" in folder.files,
-        linked=folder.linked,
         by_name=number is None and any(_STEP.fullmatch(name) for name in folder.folders),
-        home=os.path.dirname(folder.path) if number else "",
     )
 
 
@@ -255,7 +247,7 @@ def _of_the_trainer(
     parts += named_parts(folder, _LORA, "adapter", problems)
     ranks, sharded = sharded_parts(folder, _DEEPSPEED, randoms, parts, problems)
     for name in sorted(folder.folders):
-        inner = folder._replace(path=os.path.join(folder.path, name), files=dict(folder.peek(name)), folders=())
+        inner = folder.below(name)
         if _ADAPTER_CONFIG in inner.files:
             parts += _adapter(inner, problems)
     adapted = _ADAPTER_CONFIG in folder.files

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Sequence
 from ckpt_cli.checkpoint import Checkpoint, Problem, Role
 from ckpt_cli.layouts import TRAINER, Folder
 from ckpt_cli.layouts._grouped import unnumbered
+from ckpt_cli.layouts._numbered import Number, of_folder
 from ckpt_cli.layouts._weights import named_parts
 
 NAME = "litgpt"
@@ -48,21 +49,8 @@ def _checkpoint(folder: Folder) -> Checkpoint:
     up = folder.up
     # `final` is one of the run that its steps are of.
     final = folder.name == "final" and up is not None and any(_STEP.fullmatch(name) for name in up.folders)
-    state = folder.state(parts, problems)
-    return Checkpoint(
-        layout=NAME,
-        source=folder.source,
-        tag=folder.tag_above if step or final else folder.tag,
-        step=int(step[1]) if step else None,
-        unit="step" if step else None,
-        name=folder.name if step or final else "lit_model",
-        dir=folder.path,
-        parts=tuple(parts),
-        state=state,
-        resumable=None if state == "complete" else False,
-        problems=tuple(problems),
-        pinned=".keep" in folder.files,
-        linked=folder.linked,
-        by_name=final,
-        home=os.path.dirname(folder.path) if step or final else "",
-    )
+    found = of_folder(folder, NAME, Number("step", int(step[1])) if step else None, parts, problems)
+    found = found._replace(resumable=None if found.state == "complete" else False)
+    if final:
+        return found._replace(tag=folder.tag_above, by_name=True, home=os.path.dirname(folder.path))
+    return found if step else found._replace(name="lit_model")

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Sequence
 
 from ckpt_cli.checkpoint import Checkpoint, Part, Problem, Role
 from ckpt_cli.layouts import PUBLISHED, Folder, missing
+from ckpt_cli.layouts._numbered import of_folder
 
 NAME = "meta"
 PRECEDENCE = PUBLISHED
@@ -55,17 +56,4 @@ def _checkpoint(folder: Folder, models: Sequence[str]) -> Checkpoint:
         elif role in ("model", "config"):
             what = "the configuration" if role == "config" else "a shard"
             problems.append(missing(folder, name, what))
-    return Checkpoint(
-        layout=NAME,
-        source=folder.source,
-        tag=folder.tag,
-        step=None,
-        unit=None,
-        name="consolidated",
-        dir=folder.path,
-        parts=tuple(parts),
-        state=folder.state(parts, problems),
-        problems=tuple(problems),
-        pinned=".keep" in folder.files,
-        linked=folder.linked,
-    )
+    return of_folder(folder, NAME, None, parts, problems)._replace(name="consolidated")

@@ -22,13 +22,13 @@ from typing import Literal
 
 from ckpt_cli.checkpoint import Checkpoint, Part, Problem, Role
 from ckpt_cli.errors import CkptError
-from ckpt_cli.layouts import TRAINER, Folder, without_waiting
+from ckpt_cli.layouts import TRAINER, Folder, missing, without_waiting
 from ckpt_cli.layouts._dcp import saved_in
 from ckpt_cli.layouts._grouped import grouped
 from ckpt_cli.layouts._index import shard_names
 from ckpt_cli.layouts._torchtune_flat import ADAPTER_CONFIG, ADAPTERS, NAMED, flat_epochs
 from ckpt_cli.layouts._torchtune_recipe import RECIPE, STEP, UNPAIRED, keeps_resume, run_above
-from ckpt_cli.layouts._weights import missing, named_parts
+from ckpt_cli.layouts._weights import named_parts
 
 NAME = "torchtune"
 PRECEDENCE = TRAINER
@@ -195,20 +195,19 @@ def _shards(base: str, suffix: str, of: str) -> Iterator[str]:
 def _beside(folder: Folder, problems: list[Problem]) -> list[Part]:
     """Adapters, and the small files that were copied from the model that was tuned."""
     parts = named_parts(folder, ADAPTERS, "adapter", problems)
-    inner = folder._replace(path=os.path.join(folder.path, _ADAPTER_FOLDER), files={**folder.peek(_ADAPTER_FOLDER)})
+    inner = folder.below(_ADAPTER_FOLDER)
     saved = saved_in(inner) if inner.files else None
     if saved:
         parts += [part._replace(role="adapter") if part.role == "model" else part for part in saved.parts]
         problems += saved.problems
     if ADAPTER_CONFIG in folder.files and not parts:
         problems.append(missing(folder, ADAPTERS[1], "the adapter"))
-    original = folder._replace(path=os.path.join(folder.path, "original"), files={**folder.peek("original")})
-    for place in (folder, original):
+    for place in (folder, folder.below("original")):
         parts += named_parts(place, _CONFIGS, "config", problems)
         parts += named_parts(place, _TOKENIZER, "tokenizer", problems)
         parts += named_parts(place, sorted(name for name in place.files if _BESIDE.fullmatch(name)), "other", problems)
     # What was put together to whole files from the shards of the ranks.
-    sharded = folder._replace(path=os.path.join(folder.path, "sharded"), files={**folder.peek("sharded")})
+    sharded = folder.below("sharded")
     parts += named_parts(sharded, sorted(n for n in sharded.files if _DISTRIBUTED.fullmatch(n)), "other", problems)
     manifests = [
         n for n in folder.files if n == "ckpt.sha256" or (n.endswith(".sha256") and _WEIGHTS.fullmatch(n[:-7]))

@@ -33,8 +33,8 @@ class Source(NamedTuple):
     `path` is what messages call it. `naming` says after whom its weights are called, `tensors` has them by name
     without `prefix`. `beside` are tensors of the same files that are none of the model's. `values` is what the files
     hold besides, by dotted name; `config` what a config.json says, `params` a params.json, `adapter` an
-    adapter_config.json, `meta` a trainer's meta file: empty where there is none. `given` is what --config says, of
-    which those have what they lack. `same` says whether two tensors hold the same bytes, `numbers` reads a short
+    adapter_config.json, `meta` a trainer's meta file: empty where there is none. `given` is what --config says; what
+    those lack has been added from it. `same` says whether two tensors hold the same bytes, `numbers` reads a short
     vector.
     """
 

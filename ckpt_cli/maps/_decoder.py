@@ -25,13 +25,8 @@ class _Names(NamedTuple):
     fused: dict[str, Fused]
 
 
-def family_in(families: Sequence[Family], source: Source) -> Family | None:
-    """The family that the source's model type is of."""
-    return next((family for family in families if source.model_type in family.types), None)
-
-
 def carried_over(family: Family | None, source: Source, target: str) -> Mapped:
-    """The state dict in the naming of `target`: hf, torchtune or meta.
+    """The state dict in the naming of `target`: hf, torchtune or meta; `family` is None where none is known.
 
     Raises CkptError for a tensor that the family has no row for, for one that is missing, for shapes that the
     configuration does not fit, and for what it does not say.
@@ -47,13 +42,13 @@ def carried_over(family: Family | None, source: Source, target: str) -> Mapped:
         {fused.hf: fused for fused in family.fused},
     )
     kept, dropped = _sorted_out(family, source, names)
-    tied, notes = _tied(family, source, head, names)
+    tied, notes = _tied(family, source, head)
     turned = family.permuted and (source.naming == "hf") is not (target == "hf")
     heads = heads_of(source) if turned or any(fused.heads for fused in family.fused) else None
     items = []
     for name, tensor in kept.items():
         if not (tied and name == head.in_(source.naming)):
-            items += _carried(names, family, source, target, name, tensor, heads if turned else None, heads)
+            items += _carried(names, source, target, name, tensor, heads, turned)
     ties: tuple[tuple[str, str], ...] = ()
     last = head.in_(source.naming) or ""
     if tied and target != "meta":
@@ -128,8 +123,9 @@ def _expected(names: _Names, source: Source, layers: int) -> Iterator[str]:
             yield from (pattern.replace("{n}", str(layer)) for layer in range(layers))
 
 
-def _tied(family: Family, source: Source, head: Row, names: _Names) -> tuple[bool, tuple[str, ...]]:
-    """Whether the head is the embedding: as the configuration says, and where it does not, as the bytes are."""
+def _tied(family: Family, source: Source, head: Row) -> tuple[bool, tuple[str, ...]]:
+    """Whether the head is the embedding: as the configuration says, and where it does not, as the bytes are; and what
+    is to be said of that."""
     embedding = source.tensors.get(EMBEDDING.in_(source.naming) or "")
     last = source.tensors.get(head.in_(source.naming) or "")
     said: Any = None
@@ -153,24 +149,18 @@ def _tied(family: Family, source: Source, head: Row, names: _Names) -> tuple[boo
 
 
 def _carried(
-    names: _Names,
-    family: Family,
-    source: Source,
-    target: str,
-    name: str,
-    tensor: TensorInfo,
-    turned: Heads | None,
-    heads: Heads | None,
+    names: _Names, source: Source, target: str, name: str, tensor: TensorInfo, heads: Heads | None, turned: bool
 ) -> list[Item]:
-    """What becomes of one tensor; nothing of one that is written with another."""
+    """What becomes of one tensor; nothing of one that is written with another. `turned` is whether the rows of heads
+    change their order."""
     pattern, layer = _pattern(name)
     row = names.rows.get(pattern)
     if row:
         new = row.in_(target)
         assert new
         view = tensor
-        if turned and row.heads:
-            count = turned.checked(source, name, tensor, row.heads)
+        if heads and turned and row.heads:
+            count = heads.checked(source, name, tensor, row.heads)
             view = reordered(tensor, count, "halves" if source.naming == "hf" else "pairs")
         return [Item(new.replace("{n}", str(layer)), view, tensor.shape, tensor.dtype)]
     if source.naming == "hf":

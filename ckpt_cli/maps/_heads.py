@@ -11,7 +11,7 @@ from ckpt_cli.maps import Source
 
 
 class Heads(NamedTuple):
-    """Query heads, key heads (None where that is not said), and rows of each."""
+    """How many query heads and key heads (None where that is not said), and how many rows each has."""
 
     query: int
     keys: int | None

@@ -8,12 +8,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal
 
-from ckpt_cli.checkpoint import TensorInfo
+from ckpt_cli.checkpoint import Piece, TensorInfo
 from ckpt_cli.shapes import contiguous_stride
 
 # How the rows of a head's rotated pairs lie: first halves and then second halves, or pair by pair.
 Order = Literal["halves", "pairs"]
-_Piece = tuple["str | tuple[int, ...]", TensorInfo]
 
 
 def transposed(tensor: TensorInfo) -> TensorInfo:
@@ -43,7 +42,7 @@ def end_to_end(tensors: Sequence[TensorInfo]) -> TensorInfo:
 
     They must agree in dtype and the other dimensions.
     """
-    pieces: list[_Piece] = []
+    pieces: list[Piece] = []
     height = 0
     for tensor in tensors:
         for at, piece in tensor.pieces if tensor.form == "chunked" else (((0,) * len(tensor.shape), tensor),):
@@ -81,7 +80,7 @@ def reordered(tensor: TensorInfo, heads: int, have: Order) -> TensorInfo:
         else:
             shape, stride = (heads, half, 2, *rest), (size * row, row, half * row, *inner)
         return tensor._replace(shape=shape, stride=stride)
-    pieces: list[_Piece] = []
+    pieces: list[Piece] = []
     for at, piece in tensor.pieces:
         first, *column = _at(at)
         for head in range(first // size, -(-(first + piece.shape[0]) // size)):

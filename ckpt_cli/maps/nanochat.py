@@ -13,7 +13,7 @@ from ckpt_cli.errors import CkptError
 from ckpt_cli.items import Item, Mapped
 from ckpt_cli.maps import HINT, Source, renamed
 from ckpt_cli.maps._views import rows
-from ckpt_cli.revisions import REVISIONS, revision_of
+from ckpt_cli.revisions import REVISIONS, padded, revision_of
 
 NAMINGS = {"nanochat": r"transformer\.h\.[0-9]+\.attn\.c_q\.weight"}
 TARGETS = ("hf",)
@@ -57,8 +57,8 @@ def carry(source: Source, target: str) -> Mapped:
         if name not in expected:
             raise CkptError(f"{source.path}: nanochat's {revision} has no tensor {name!a}", HINT)
         shape = expected[name]
-        padded = name in _PADDED and len(tensor.shape) == 2 and tensor.shape[1:] == shape[1:]
-        if tensor.shape != shape and not (padded and tensor.shape[0] == -(-shape[0] // 64) * 64):
+        may_pad = name in _PADDED and len(tensor.shape) == 2 and tensor.shape[1:] == shape[1:]
+        if tensor.shape != shape and not (may_pad and tensor.shape[0] == padded(shape[0])):
             shown, wanted = ("x".join(map(str, each)) for each in (tensor.shape, shape))
             raise CkptError(f"{source.path}: tensor {name!a} is {shown}, its configuration makes it {wanted}")
         layer = re.sub(r"\.h\.([0-9]+)\.", ".h.{n}.", name)

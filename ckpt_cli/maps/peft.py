@@ -25,12 +25,12 @@ NAMINGS = {
 TARGETS = ("hf", "torchtune")
 
 # torchtune's end of a name           PEFT's
-ENDS = {
+_ENDS = {
     ".lora_a.weight": ".lora_A.weight",
     ".lora_b.weight": ".lora_B.weight",
     ".magnitude": ".lora_magnitude_vector",
 }
-_BACK = {theirs: ours for ours, theirs in ENDS.items()}
+_BACK = {theirs: ours for ours, theirs in _ENDS.items()}
 _PREFIX = "base_model.model."
 _LAYER = re.compile(r"((?:model\.)?layers\.)([0-9]+)\.")
 # Settings of PEFT, and with which of them it computes what torchtune does.
@@ -56,7 +56,7 @@ def carry(source: Source, target: str) -> Mapped:
     if family.fused:
         what = f"{source.path}: {source.model_type} has weights in one tensor that the adapter has in several"
         raise CkptError(f"{what}, which {'PEFT' if target == 'hf' else 'torchtune'} cannot express", HINT)
-    have, ends = (".lora_a.weight", ENDS) if target == "hf" else (".lora_A.weight", _BACK)
+    have, ends = (".lora_a.weight", _ENDS) if target == "hf" else (".lora_A.weight", _BACK)
     items = [_item(family, source, target, ends, name, tensor) for name, tensor in source.tensors.items()]
     rank = _rank(source, [tensor for name, tensor in source.tensors.items() if name.endswith(have)])
     if target == "hf":
