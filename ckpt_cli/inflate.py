@@ -58,16 +58,13 @@ class Inflated:
 
     def _next(self, most: int) -> bytes:
         """At least one byte more, at most `most`."""
-        while True:
+        while not self.unpacker.eof:
             data = self.unpacker.unconsumed_tail or self._feed()
-            ended = self.unpacker.eof or (not data and self.fed == self.packed.size)
-            if self.unpacker.eof:
-                raise Damaged(f"{self.path}: a compressed record unpacks to less than it says", kind="cannot-unpack")
-            piece = self._unpack(data, most)
-            if piece:
+            if piece := self._unpack(data, most):
                 return piece
-            if ended:
-                raise Damaged(f"{self.path}: a compressed record unpacks to less than it says", kind="cannot-unpack")
+            if not data:
+                break
+        raise Damaged(f"{self.path}: a compressed record unpacks to less than it says", kind="cannot-unpack")
 
     def _more(self) -> bool:
         """Whether anything follows the last byte that is expected."""

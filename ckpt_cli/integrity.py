@@ -1,34 +1,32 @@
-"""One file: is every byte as it was written? Its structure by its reader, its bytes by CRC32 and sha256.
-
-Each byte is read once, into one buffer, never through a memory map. What no checksum covers is not read at all, unless
-a digest of the whole file is asked for.
-"""
+"""One file: is every byte as it was written? Its structure by its reader, its bytes by CRC32 and sha256."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from typing import Any, Literal, NamedTuple
 
 from ckpt_cli.checkpoint import Problem, Storage, TensorFile
+from ckpt_cli.checksums import Tick, is_zero, read_all
 from ckpt_cli.errors import CkptError, Damaged, Interrupted
-from ckpt_cli.formats import ByteSource, FileSource, Window
-from ckpt_cli.inflate import Inflated
+from ckpt_cli.formats import ByteSource, FileSource, Format, Window
 from ckpt_cli.layouts import MAX_JSON_BYTES, read_json
-from ckpt_cli.tensors import RANGE, about, crc32, range_crc32, ranges, recognise
+from ckpt_cli.tensors import about, recognise
 
 Kind = Literal["tensors", "any", "json", "plain"]
-Tick = Callable[[int], None]
 # What a reader calls a failure that it knows no more exact word for.
 _CODES = {"unusable": "bad-structure", "damaged": "bad-structure"}
+# The dtype and shape of a tensor.
+Held = tuple[str, tuple[int, ...]]
 
 
 class Slice(NamedTuple):
-    """A whole archive within a file: `name` for messages, where it begins, and its bytes."""
+    """A whole archive within a file: `name` for messages, where it begins, its bytes, the tensor that it `holds`."""
 
     name: str
     offset: int
     bytes: int
+    holds: Held | None = None
 
 
 class Job(NamedTuple):
@@ -82,12 +80,26 @@ def slices_of(path: str) -> dict[str, list[Slice]]:
     placed: dict[str, list[Slice]] = {}
     try:
         with FileSource(path) as source:
-            for record in recognise(source).records(source):
+            form = recognise(source)
+            found = list(form.records(source))
+            held = _described(form, source)
+            for record in found:
                 if record.file != path and not record.packed:
-                    placed.setdefault(record.file, []).append(Slice(record.name, record.offset, record.bytes))
+                    holds = held.get((record.file, record.offset))
+                    placed.setdefault(record.file, []).append(Slice(record.name, record.offset, record.bytes, holds))
     except CkptError:
         return {}  # said when the index itself is looked at
     return placed
+
+
+def _described(form: Format, source: ByteSource) -> dict[tuple[str, int], Held]:
+    """Each tensor that an index places in an archive of its own, by file and where in it."""
+    try:
+        tensors = getattr(form, "index", form.read)(source).tensors
+    except CkptError:
+        return {}  # said when the index itself is looked at
+    pieces = (piece for tensor in tensors for _, piece in tensor.pieces if piece.form == "archived")
+    return {(p.storage.file, p.storage.offset): (p.dtype, p.shape) for p in pieces if p.storage}
 
 
 def check_file(job: Job, tick: Tick = lambda count: None) -> Checked:
@@ -99,12 +111,13 @@ def check_file(job: Job, tick: Tick = lambda count: None) -> Checked:
             if job.kind == "json" and not source.size:
                 raise Damaged(f"{os.path.basename(job.path)} is empty", kind="empty-file")
             value = read_json(job.path) if job.kind == "json" else None
-            _, digest = _read(source, (), job, tick)
+            _, digest = read_all(source, (), job.digest, job.lanes, tick)
             return Checked(job.path, sha256=digest, value=value)
     except Interrupted:
         raise
     except CkptError as error:
-        fallback = "bad-meta" if job.kind == "json" else None
+        garbled = "bad-index" if ".index." in os.path.basename(job.path) else "bad-meta"
+        fallback = garbled if job.kind == "json" else None
         return Checked(job.path, (problem_of(error, job.path, fallback),))
 
 
@@ -115,11 +128,12 @@ def problem_of(error: CkptError, path: str, fallback: str | None = None) -> Prob
 
 
 def _check_tensors(source: FileSource, job: Job, tick: Tick) -> Checked:
-    windows = list(_windows(source, job.slices)) if job.slices else [(None, source)]
+    """A file of tensors, or the archives that an index places in it: every checksum, then what its reader says."""
+    windows = list(_windows(source, job.slices)) if job.slices else [(None, source, None)]
     problems: list[Problem] = []
     records: list[Storage] = []
     elsewhere = False
-    for within, window in windows:
+    for within, window, _ in windows:
         try:
             base = window.start if isinstance(window, Window) else 0
             found = list(recognise(window).records(window))
@@ -131,7 +145,7 @@ def _check_tensors(source: FileSource, job: Job, tick: Tick) -> Checked:
             ]
         except CkptError as error:
             problems.append(problem_of(error, job.path)._replace(record=_within(within, error.record)))
-    crcs, digest = _read(source, records, job, tick)
+    crcs, digest = read_all(source, records, job.digest, job.lanes, tick)
     checked = any(record.crc32 is not None for record in records)
     for record, value in zip(records, crcs):
         if isinstance(value, CkptError):
@@ -139,12 +153,12 @@ def _check_tensors(source: FileSource, job: Job, tick: Tick) -> Checked:
         elif record.crc32 is not None and value != record.crc32:
             detail = f"{job.path}: record {record.name} is damaged: its CRC32 does not fit"
             problems.append(Problem("crc-mismatch", detail, job.path, record.name))
-    skipped = [record for record in records if checked and record.crc32 is None and _is_zero(source, record, tick)]
+    skipped = [record for record in records if checked and record.crc32 is None and is_zero(source, record, tick)]
     for record in skipped:
         detail = f"{job.path}: record {record.name} was never filled: {record.bytes} zeros without a CRC32"
         problems.append(Problem("skipped-data", detail, job.path, record.name))
     shapes = None
-    for within, window in windows:
+    for within, window, holds in windows:
         try:
             form = recognise(window)
             if elsewhere:  # an index: the bytes themselves are looked at where they lie
@@ -157,6 +171,9 @@ def _check_tensors(source: FileSource, job: Job, tick: Tick) -> Checked:
             if all((p.code, p.record) != (problem.code, problem.record) for p in problems):
                 problems.append(problem)
             continue
+        if holds and [(tensor.dtype, tensor.shape) for tensor in file.tensors] != [holds]:
+            detail = f"{job.path}: the bytes of tensor {within!a} are not the tensor that its index describes"
+            problems.append(Problem("index-mismatch", detail, job.path, within))
         problems += [Problem("oddity", f"{job.path}: {note}", job.path, within) for note in file.notes]
         shapes = None if job.slices else _shapes(file)
     covered = checked and all(record.crc32 is not None or not record.bytes for record in records)
@@ -174,14 +191,14 @@ def _holds_tensors(source: ByteSource) -> bool:
     return True
 
 
-def _windows(source: ByteSource, slices: Iterable[Slice]) -> Iterator[tuple[str, Window]]:
-    for name, offset, length in slices:
-        yield name, Window(source, offset, length)
+def _windows(source: ByteSource, slices: Iterable[Slice]) -> Iterator[tuple[str | None, ByteSource, Held | None]]:
+    for name, offset, length, holds in slices:
+        yield name, Window(source, offset, length), holds
 
 
-def _within(slice: str | None, record: str | None) -> str | None:
+def _within(archive: str | None, record: str | None) -> str | None:
     """A record's name, that of the archive it is in before it."""
-    return ": ".join(name for name in (slice, record) if name is not None) or None
+    return ": ".join(name for name in (archive, record) if name is not None) or None
 
 
 def _shapes(file: TensorFile) -> dict[str, tuple[tuple[int, ...], int, Any]] | None:
@@ -192,95 +209,6 @@ def _shapes(file: TensorFile) -> dict[str, tuple[tuple[int, ...], int, Any]] | N
         tensor.name: (tensor.shape, tensor.bytes, tensor.storage and (tensor.storage.offset, tensor.shape))
         for tensor in file.tensors
     }
-
-
-def _read(
-    source: ByteSource, records: Sequence[Storage], job: Job, tick: Tick
-) -> tuple[Sequence[int | CkptError | None], str | None]:
-    """The CRC32 of each record that has one written, and the sha256 of all bytes if it is asked for."""
-    wanted = [index for index, record in enumerate(records) if record.crc32 is not None]
-    found: list[int | CkptError | None] = [None] * len(records)
-    if job.digest:
-        plain = [index for index in wanted if not records[index].packed]
-        plain.sort(key=lambda index: (records[index].offset, records[index].bytes))
-        digest, rest = _digest(source, records, plain, found, tick)
-        wanted = [index for index in wanted if index in rest or records[index].packed]
-    else:
-        digest = None
-
-    def lane(indexes: Iterable[int]) -> None:
-        buffer = memoryview(bytearray(RANGE))
-        for index in indexes:
-            found[index] = _crc(source, records[index], buffer, tick)
-
-    lanes = _dealt(wanted, records, job.lanes)
-    if len(lanes) > 1:
-        from concurrent.futures import ThreadPoolExecutor
-
-        with ThreadPoolExecutor(len(lanes)) as pool:
-            list(pool.map(lane, lanes))
-    else:
-        lane(wanted)
-    return found, digest
-
-
-def _dealt(indexes: Sequence[int], records: Sequence[Storage], lanes: int) -> list[list[int]]:
-    """The records in shares of about as many bytes, each in the order of the file; few bytes are one share."""
-    total = sum(records[index].bytes for index in indexes)
-    shares: list[list[int]] = [[] for _ in range(max(1, min(lanes, total // (16 * RANGE))))]
-    done = 0
-    for index in indexes:
-        shares[min(len(shares) - 1, done * len(shares) // max(1, total))].append(index)
-        done += records[index].bytes
-    return [share for share in shares if share]
-
-
-def _digest(
-    source: ByteSource,
-    records: Sequence[Storage],
-    order: Sequence[int],
-    found: list[int | CkptError | None],
-    tick: Tick,
-) -> tuple[str, set[int]]:
-    """sha256 of the whole source, with the CRC32 of its records from the same bytes; those that overlap are left."""
-    import hashlib
-
-    state, buffer, at, left = hashlib.sha256(), memoryview(bytearray(RANGE)), 0, set()
-    for index in order:
-        record = records[index]
-        if record.offset < at:
-            left.add(index)
-            continue
-        for block in ranges(source, at, record.offset - at, tick, buffer):
-            state.update(block)
-        value = 0
-        for block in ranges(source, record.offset, record.bytes, tick, buffer):
-            state.update(block)
-            value = crc32(block, value)
-        found[index] = value
-        at = record.offset + record.bytes
-    for block in ranges(source, at, source.size - at, tick, buffer):
-        state.update(block)
-    return state.hexdigest(), left
-
-
-def _crc(source: ByteSource, record: Storage, buffer: memoryview, tick: Tick) -> int | CkptError:
-    place, base = source, record.offset
-    try:
-        if record.packed:
-            place, base = Inflated(Window(source, record.offset, record.packed), record.bytes), 0
-        return range_crc32(place, base, record.bytes, tick, buffer)
-    except CkptError as error:
-        if not record.packed or isinstance(error, Interrupted):
-            raise
-        return error
-
-
-def _is_zero(source: ByteSource, record: Storage, tick: Tick) -> bool:
-    if record.packed or not record.bytes:
-        return False
-    blocks = ranges(source, record.offset, record.bytes, tick)
-    return not any(bytes(block).strip(b"\0") for block in blocks)
 
 
 def size_of(path: str) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from typing import Any, NamedTuple
 
@@ -13,10 +13,11 @@ from ckpt_cli.errors import CkptError, Damaged
 from ckpt_cli.formats import FileSource
 from ckpt_cli.formats._inert import Opaque
 from ckpt_cli.formats._pickle import load
+from ckpt_cli.formats._stream import range_of
 from ckpt_cli.tensors import read_tensors
 
 # Of a tokenizer with some hundred thousand tokens.
-_MOST = 64 << 20
+_MOST_BYTES = 64 << 20
 # nanochat keeps its tokenizer beside the directories of its sources, which hold the runs; an experiment as much higher.
 _ABOVE = 3
 
@@ -31,13 +32,13 @@ class Tokenizer(NamedTuple):
 
 def fits(checkpoint: Checkpoint | None, size: int) -> None:
     """Raises Damaged, with the file, for a tokenizer that a vocabulary of `size` has no room for, or too much."""
-    for one in tokenizers(checkpoint):
+    for one in _tokenizers(checkpoint):
         if one.tokens > size or (one.exactly and one.tokens != size):
             what = f"{one.path} has {one.tokens} tokens, the configuration says vocab_size {size}"
             raise Damaged(what, path=one.path, kind="vocabulary")
 
 
-def tokenizers(checkpoint: Checkpoint | None) -> Iterator[Tokenizer]:
+def _tokenizers(checkpoint: Checkpoint | None) -> Iterator[Tokenizer]:
     """What lies with the checkpoint, or where nanochat puts it, and can be counted."""
     if checkpoint is None:
         return
@@ -50,7 +51,8 @@ def tokenizers(checkpoint: Checkpoint | None) -> Iterator[Tokenizer]:
                 yield Tokenizer(path, tokens, exactly)
 
 
-def _of_tree(checkpoint: Checkpoint) -> Iterator[tuple[str, Any, bool]]:
+def _of_tree(checkpoint: Checkpoint) -> Iterator[tuple[str, Callable[[str], int | None], bool]]:
+    """(path, what counts it, whether the model must have exactly as many) of nanochat's tokenizer above a run."""
     if checkpoint.layout != "nanochat":
         return
     folder = checkpoint.dir
@@ -72,9 +74,9 @@ def _of_lengths(path: str) -> int | None:
 def _of_pickle(path: str) -> int | None:
     """A tiktoken Encoding: the state that it was pickled with has ranks by token, and special tokens beside them."""
     with FileSource(path) as source:
-        if source.size > _MOST:
+        if source.size > _MOST_BYTES:
             return None
-        found = load(source.read_at(0, source.size), {}, {}, lambda wanted: None).value
+        found = load(range_of(source, 0, source.size), {}, {}, lambda wanted: None).value
     state = found.state if isinstance(found, Opaque) else None
     if not isinstance(state, dict):
         return None
@@ -85,7 +87,7 @@ def _of_pickle(path: str) -> int | None:
 def _of_json(path: str) -> int | None:
     """A tokenizer.json of Hugging Face: a vocabulary by token, or as a list, and tokens that were added."""
     with FileSource(path) as source:
-        if source.size > _MOST:
+        if source.size > _MOST_BYTES:
             return None
         found = json.loads(source.read_at(0, source.size))
     model = found.get("model") if isinstance(found, dict) else None

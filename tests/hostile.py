@@ -88,6 +88,10 @@ def _names_that_run() -> Rows:
         "stack_global": stack_name("os", "system"), "dotted_stack_global": stack_name("torch", "hub.load"),
         "dotted_modules": stack_name("collections", "abc.sys.modules"),
         "through_torch": stack_name("torch.serialization", "os.system"),
+        "dunder": stack_name("torch._utils", "_rebuild_tensor_v2.__globals__"),
+        "class": stack_name("builtins", "object.__subclasses__"), "path_method": stack_name("pathlib", "Path.write_text"),
+        "exec_wrapper": name("torch.jit.unsupported_tensor_ops", "execWrapper"), "thread": name("_thread", "start_new_thread"),
+        "graph_module": name("torch.fx.graph_module", "reduce_graph_module"), "atexit": name("atexit", "register"),
         "memoized_halves": text("system") + put(1) + b"0" + text("os") + get(1) + b"\x93",
         "short_strings": b"U\x02osU\x06system\x93", "built_from_tuple": text("os") + text("system") + b"\x93",
     }  # fmt: skip
@@ -130,7 +134,6 @@ def _names_that_run() -> Rows:
         "runs-code",
     )
     for label, word in {
-        "dunder": ("torch._utils", "_rebuild_tensor_v2.__globals__"), "class": ("builtins", "object.__subclasses__"),
         "init": ("torch", "__init__"), "namespace": ("argparse", "Namespace"), "fullwidth": ("ｏｓ", "ｓｙｓｔｅｍ"),
         "cyrillic": ("оs", "system"), "zero_width": ("o\u200bs", "system"), "surrogate": ("\ud800", "x"),
         "empty": ("", ""), "dots": ("..", "."), "nul": ("os\0", "system\0"), "blank": (" os", "system "),
@@ -277,6 +280,18 @@ def _streams() -> Rows:
     )
 
 
+def _large_and_cheap() -> dict[str, bytes]:
+    """Megabytes of what one byte makes: a large file must not buy more of it than a small one."""
+    count = 4_000_000
+    return {
+        "large_lists": b"]" * (count // 2) + b"a" * (count // 2 - 1), "large_marks": b"(" * count, "large_memo": b"N" + b"\x94" * 2 * count,
+        "large_sets": b"](" + b"\x8f" * count + b"e", "large_dicts": b"](" + b"}" * count + b"e", "large_tuples": b"](" + b"N\x85" * (count // 2) + b"e",
+        "large_dup": b"](N" + b"2" * count + b"e", "large_pops": b"N0" * (count // 2) + b"N", "large_frozen": b"](" + b"(\x91" * (count // 2) + b"e",
+        "large_counting": b"K\0010" * (count // 3) + b"N", "large_numbers": b"](" + b"K\1" * count + b"e", "large_line": b"V" + b"x" * count,
+        "large_objects": name("a", "b") + put(1) + b"0](" + b"h\1)R" * (count // 4) + b"e", "large_bases": b"](" + b")" * count + b"e",
+    }  # fmt: skip
+
+
 def _costly() -> Rows:
     """Made to take time or memory out of all proportion to their size."""
     shared = tensor() + put(1) + b"0"
@@ -346,6 +361,7 @@ def _costly() -> Rows:
         "bytearray_many": b"\x96" + struct.pack("<Q", 100_000) + b"x" * 100_000 + put(1) + b"0](" + b"h\1" * 400_000 + b"e", "extension": b"\x82\1" * 100_000, "buffers": b"\x97" * 100_000,
         "digits_again": b"\x8b" + struct.pack("<L", 1024) + b"\x7f" * 1024 + put(1) + b"0](" + b"h\1" * 300_000 + b"e",
     }  # fmt: skip
+    refused |= _large_and_cheap()
     for label, stream in refused.items():
         yield label, torch_file(stream, protocol=4), "costs far more than it weighs", "refused"
     reads = {
@@ -354,8 +370,8 @@ def _costly() -> Rows:
         "alike_tuples": ones + b"}(" + alike + b"u", "alike_numbers": b"}(" + multiples + b"u",
         "alike_in_a_set": ones + b"\x8f(" + alike.replace(b"tN", b"t") + b"\x90",
         "wide_list": b"](" + b"N" * 50_000 + b"eq\x000](" + b"h\0" * 50_000 + b"e", "lists": b"](" + b"]" * 200_000 + b"e",
-        "sets": b"](" + b"\x8f" * 60_000 + b"e", "memo": b"N" + b"\x94" * 300_000, "marks": b"(" * 200_000 + b"1" * 199_999 + b"tN",
-        "memo_wide": b"N" + b"".join(b"r" + struct.pack("<L", n * 40_000) for n in range(60_000)), "pops": b"N0" * 300_000 + b"N",
+        "sets": b"](" + b"\x8f" * 60_000 + b"e", "memo": b"N" + b"\x94" * 300_000, "marks": b"(" * 80_000 + b"1" * 79_999 + b"tN",
+        "memo_wide": b"N" + b"".join(b"r" + struct.pack("<L", n * 40_000) for n in range(60_000)), "pops": b"N0" * 100_000 + b"N",
         "objects": name("a", "b") + put(1) + b"0](" + b"h\1)R" * 60_000 + b"e", "stack": b"N" * 400_000,
         "long_numbers": b"](" + (b"\x8b" + struct.pack("<L", 1000) + b"\x7f" * 1000) * 900 + b"e",
         "tuples_as_keys": b"}(" + b"".join(b"M" + struct.pack("<H", n & 0xFFFF) + b"K" + bytes([n >> 16]) + b"\x86N" for n in range(80_000)) + b"u", "small_numbers": b"](" + b"K\1" * 300_000 + b"e",
@@ -363,7 +379,7 @@ def _costly() -> Rows:
     }  # fmt: skip
     for label, stream in reads.items():
         yield label, torch_file(stream, protocol=4), "large, and in proportion to its size", "reads"
-    for label in ("nones_million", "tuples_million", "dup", "tied_to_long"):
+    for label in ("nones_million", "tuples_million", "dup", "tied_to_long", "large_dicts"):
         yield f"{label}_legacy", legacy_file(refused[label]), "the same without a zip archive", "refused"
     yield (
         "tuples_as_keys_legacy",
@@ -372,7 +388,11 @@ def _costly() -> Rows:
         "reads",
     )
     code = "".join(f'class M{n}(Module):\n  __parameters__ = ["a", ]\n' for n in range(20_000)).encode()
-    entries = [Entry(b"m/data.pkl", pickled(b"N")), Entry(b"m/constants.pkl", pickled(b")"))]
+    entries = [
+        Entry(b"m/data.pkl", pickled(b"N")),
+        Entry(b"m/constants.pkl", pickled(b")")),
+        Entry(b"m/version", b"3\n"),
+    ]
     entries += [Entry(b"m/code/__torch__/a%d.py" % n, code, deflated=True) for n in range(10)]
     yield "classes", zip_file(entries), "200,000 classes of TorchScript, packed", "refused"
     chance = random.Random(2)
@@ -392,6 +412,14 @@ def _costly() -> Rows:
     )
     chance = random.Random(1)
     noisy = b"".join(b"C\x5a" + chance.randbytes(90) + b"0" + b"N0" * 6_000 for _ in range(300))
+    many = [*torch_entries(pickled(b"N")), *(Entry(b"archive/data/%d" % n, b"") for n in range(1, 500_000))]
+    announced = {"count": 65535, "here": 65535}
+    yield (
+        "records_half_a_million",
+        zip_file(many, end=announced, end64={}),
+        "more records than any checkpoint has",
+        "refused",
+    )
     yield "bomb_within_ratio", torch_file(noisy + b"N", deflated=True), "opcodes packed a hundredfold", "any"
 
 
@@ -419,7 +447,10 @@ def _zips() -> Rows:
         "name_size_short": (0, {"name_size": 3}, "refused"), "extra_size": (0, {"extra_size": 65535}, "refused"),
         "comment_size": (0, {"comment_size": 65535}, "refused"), "signature": (0, {"signature": b"PK\1\3"}, "refused"),
         "storage_size": (2, {"packed": 63, "size": 63}, "damaged"), "storage_larger": (2, {"packed": 65, "size": 65}, "damaged"),
-        "needed": (0, {"needed": 9999}, "reads"), "disk": (0, {"disk": 3}, "reads"),
+        "needed": (0, {"needed": 9999}, "reads"), "disk": (0, {"disk": 3}, "refused"),
+        "folder": (0, {"external": 0x10}, "refused"),
+        "last_name_size": (-1, {"name_size": 400}, "refused"), "last_extra_size": (-1, {"extra_size": 1}, "refused"),
+        "last_comment_size": (-1, {"comment_size": 1}, "refused"),
         "wide_sizes": (0, {"packed": 2**32 - 1, "size": 2**32 - 1, "extra": struct.pack("<2H2Q", 1, 16, data, data)}, "reads"),
         "wide_huge": (0, {"packed": 2**32 - 1, "size": 2**32 - 1, "extra": struct.pack("<2H2Q", 1, 16, HUGE, HUGE)}, "refused"),
         "wide_negative": (0, {"packed": 2**32 - 1, "size": 2**32 - 1, "extra": struct.pack("<2H2Q", 1, 16, 2**64 - 1, 2**64 - 1)}, "refused"),
@@ -453,7 +484,7 @@ def _zips() -> Rows:
     yield "local_differs_flags", lying(local={"flags": 1}), "encrypted in the local header only", "reads"
     yield "local_differs_crc", lying(local={"crc": 1}), "another CRC32 in the local header", "damaged"
     ends: dict[str, tuple[dict[str, object], str]] = {
-        "count": ({"count": 65535, "here": 65535}, "reads"), "count_more": ({"count": 9}, "refused"), "count_none": ({"count": 0}, "refused"),
+        "here": ({"here": 2}, "refused"), "count": ({"count": 65535, "here": 65535}, "reads"), "count_more": ({"count": 9}, "refused"), "count_none": ({"count": 0}, "refused"),
         "disk": ({"disk": 1}, "refused"), "start": ({"start": 1}, "refused"), "start_past_end": ({"start": 2**32 - 1}, "refused"),
         "size": ({"size": 1}, "refused"), "size_full": ({"size": 2**32 - 1}, "refused"), "size_none": ({"size": 0}, "refused"),
         "comment": ({"comment_size": 5}, "damaged"), "comment_full": ({"comment_size": 65535}, "damaged"),
@@ -465,6 +496,7 @@ def _zips() -> Rows:
         "start": ({"start": 2**64 - 1}, {}, "refused"), "length": ({"length": 2**64 - 1}, {}, "refused"),
         "length_short": ({"length": 1}, {}, "refused"), "signature": ({"signature": b"PK\6\5"}, {}, "refused"),
         "place": ({}, {"place": 2**64 - 1}, "refused"), "place_zero": ({}, {"place": 0}, "refused"), "start_one": ({"start": 1}, {}, "refused"),
+        "here": ({"here": 1}, {}, "refused"), "disk": ({"disk": 1}, {}, "refused"), "disks": ({}, {"disks": 2}, "refused"),
     }  # fmt: skip
     for label, (end64, locator, expected) in wide.items():
         yield f"zip64_{label}", zip_file(sound, end64=end64, locator=locator), "the zip64 end lies", expected
@@ -547,7 +579,7 @@ def _zips() -> Rows:
     yield "comment_long", zip_file(sound, comment=b"c" * 65535), "the longest comment", "reads"
     for label, version, expected in (
         ("future", b"999999999999", "refused"), ("words", b"three", "refused"), ("digits", b"9" * 60, "refused"),
-        ("long", b"3" * 5000, "refused"), ("arabic", "٣".encode(), "refused"), ("empty", b"", "reads"), ("negative", b"-3", "refused"),
+        ("long", b"3" * 5000, "refused"), ("arabic", "٣".encode(), "refused"), ("empty", b"", "refused"), ("negative", b"-3", "refused"),
     ):  # fmt: skip
         made = torch_entries(pickled(SOUND), {"data/0": bytes(64), "version": version})
         yield f"version_{label}", zip_file(made), "a file version", expected
@@ -695,10 +727,22 @@ def _legacy() -> Rows:
     yield "text_2_62", legacy_file(b"\x8d" + HUGE.to_bytes(8, "little")), "a text of 2**62 bytes", "damaged"
     yield (
         "no_end",
-        b"".join(map(pickled, (number(0x1950A86A20F9469CFC6C), number(1001), b"}"))) + b"N0" * 700_000,
+        b"".join(map(pickled, (number(0x1950A86A20F9469CFC6C), number(1001), b"}")))
+        + b"N0" * 100_000
+        + b"N" * 1_200_000,
         "opcodes to the end",
         "damaged",
     )
+
+
+def _immense_headers() -> dict[str, tuple[str, bytes]]:
+    """What the library takes megabytes of, and no writer makes: here it is refused, whatever the library says."""
+    place, nothing = '"dtype":"U8","shape":[1],"data_offsets":[0,1]', '{"dtype":"U8","shape":[0],"data_offsets":[0,0]}'
+    return {
+        "lists": ('{"a":{"x":[' + "[]," * 1_300_000 + "0]," + place + "}}", b"x"), "numbers": ('{"a":{"x":[' + "0," * 2_000_000 + "0]," + place + "}}", b"x"),
+        "name": ('{"' + "k" * 3_000_000 + '":{' + place + "}}", b"x"), "metadata": ('{"__metadata__":{' + ",".join(f'"{n}":""' for n in range(200_000)) + "}}", b""),
+        "metadata_text": ('{"__metadata__":{"a":"' + "x" * 9_000_000 + '"}}', b""), "tensors_of_nothing": ("{" + ",".join(f'"e{n}":{nothing}' for n in range(50_000)) + "}", b""),
+    }  # fmt: skip
 
 
 def _safetensors() -> Rows:
@@ -736,7 +780,10 @@ def _safetensors() -> Rows:
         "ok_metadata": ({"__metadata__": {"format": "pt"}, **one}, byte, "reads"), "minus_zero": ('{"a":{"dtype":"U8","shape":[-0],"data_offsets":[0,0]}}', b"", "refused"),
         "names_10k": ({f"layers.{n}.w": slot(begin=n, end=n + 1) for n in range(10_000)}, bytes(10_000), "reads"), "overlap_10k": ({f"w{n}": slot() for n in range(10_000)}, byte, "refused"),
         "same_name_10k": ("{" + ",".join([f'"a":{{{place}}}'] * 10_000) + "}", byte, "reads"), "metadata_10k": ({"__metadata__": {str(n): "v" for n in range(10_000)}}, b"", "reads"), "empty_tensors_20k": ({f"e{n}": slot(shape=[0], end=0) for n in range(20_000)}, b"", "reads"),
-        "reversed_10k": ({f"w{n}": slot(begin=9_999 - n, end=10_000 - n) for n in range(10_000)}, bytes(10_000), "reads"), "key_in_names": ({"__metadata__x": slot()}, byte, "reads"),
+        "reversed_10k": ({f"w{n}": slot(begin=9_999 - n, end=10_000 - n) for n in range(10_000)}, bytes(10_000), "reads"), "key_in_names": ({"__metadata__x": slot()}, byte, "reads"), "lost_in_metadata": ('{"__metadata__":{"a":1,"a":"x"}}', b"", "any"),
+        "blanks_4mb": (" " * 4_000_000 + json.dumps(one), byte, "reads"), "same_name_4mb": ("{" + ",".join([f'"a":{{{place}}}'] * 80_000) + "}", byte, "reads"),
+        "deep_4mb": ('{"a":' + "[" * 4_000_000, byte, "refused"), "keys_of_nothing": ("{" + ",".join(f'"{n}":0' for n in range(400_000)) + "}", byte, "refused"),
+        "open_text_4mb": ('{"' + "k" * 4_000_000, byte, "refused"),
     }  # fmt: skip
     for label, (header, data, expected) in headers.items():
         yield label, safetensors_file(header, data), "a header: " + label.replace("_", " "), expected  # type: ignore[arg-type]
@@ -747,6 +794,8 @@ def _safetensors() -> Rows:
             "a name that is hard to show",
             "reads",
         )
+    for label, (text_of, data) in _immense_headers().items():
+        yield f"immense_{label}", safetensors_file(text_of, data), "more than is read of what has no bytes", "refused"
     yield "header_beyond_eof", safetensors_file(one, byte, length=2_000), "a header longer than the file", "damaged"
     yield (
         "header_100mb",

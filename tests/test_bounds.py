@@ -5,6 +5,7 @@ What is measured is only whether it ends: seconds where it was hours. `test_host
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import signal
@@ -28,6 +29,7 @@ from ckpt_cli.comparable import flat, tensors_of
 from ckpt_cli.discover import discover
 from ckpt_cli.errors import CkptError, Damaged
 from ckpt_cli.formats import Files, FileSource, _inert, _pickle
+from ckpt_cli.formats._stream import whole
 from ckpt_cli.layouts import read_json
 from ckpt_cli.layouts._weights import weights_in
 from ckpt_cli.optimizer import optimizer_state
@@ -155,6 +157,7 @@ def script(path: Path, line: str) -> TensorFile:
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("m/data.pkl", b"\x80\2c__torch__\nM\n)\x81}b.")
         archive.writestr("m/constants.pkl", b"\x80\2).")
+        archive.writestr("m/version", "3")
         archive.writestr("m/code/__torch__.py", f"class M(Module):\n  __parameters__ = [{line}]\n")
     return read_tensors(str(path))
 
@@ -196,6 +199,46 @@ def test_aliases_of_any_size() -> None:
 
     assert tied([2, 2]) == ["a", "b"]
     assert tied([2**62] * 20) == tied([1] * 65) == tied([10**4000] * 50) == ["a"]
+
+
+@pytest.mark.parametrize("length", [1, 7, 100])
+def test_a_header_in_blocks(length: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where a block ends, within a name, an escape, a letter of two bytes or a number, must not change the answer."""
+    names = ["plain", "\u00e9\U0001f600", 'quoted "\\" and more', "long" * 100, ""]
+    entries = {name: slot(begin=n, end=n + 1, more=[1e-7, -0.5, 12345678901234567890]) for n, name in enumerate(names)}
+    for escaped in (True, False):
+        told = {"__metadata__": {"\u00e9": "x" * 300, "a": "b"}, **entries}
+        header = json.dumps(told, ensure_ascii=escaped, indent=1)
+        path = tmp_path / "made.safetensors"
+        path.write_bytes(safetensors_file(" \n" + header + "\t ", bytes(len(names))))
+        whole = read_tensors(str(path))
+        assert [tensor.name or "" for tensor in whole.tensors] == [name or "<root>" for name in names]
+        with monkeypatch.context() as patched:
+            patched.setattr("ckpt_cli.formats._stream.BLOCK", length)
+            assert read_tensors(str(path)) == whole
+
+
+@pytest.mark.parametrize("length", [1, 7, 100])
+@pytest.mark.parametrize("protocol", [2, 4])
+@pytest.mark.parametrize("method", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
+def test_a_pickle_in_blocks(
+    method: int, protocol: int, length: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same of opcodes, their operands, lines of text and frames."""
+    content = {
+        "w": torch.arange(6.0).reshape(2, 3), "text": "x" * 1000, "bytes": b"y" * 300, "numbers": [1, -1, 2**40, 1.5],
+        "keys": {(1, "a"): None, 3: True}, "options": argparse.Namespace(lr=0.1, words=["a", "b"] * 50),
+    }  # fmt: skip
+    torch.save(content, tmp_path / "stored.pt", pickle_protocol=protocol)
+    path = tmp_path / "made.pt"
+    with zipfile.ZipFile(tmp_path / "stored.pt") as old, zipfile.ZipFile(path, "w", method) as new:
+        for entry in old.infolist():
+            new.writestr(entry.filename, old.read(entry))
+    whole = read_tensors(str(path))
+    assert len(whole.tensors) == 1 and whole.values["text"] == "x" * 1000
+    monkeypatch.setattr("ckpt_cli.formats._stream.BLOCK", length)
+    monkeypatch.setattr("ckpt_cli.formats._zip.BLOCK", length)
+    assert read_tensors(str(path)) == whole
 
 
 # --- distributed checkpoints
@@ -372,16 +415,16 @@ def test_a_pickle_takes_so_much_memory_and_no_more(made: bytes, monkeypatch: pyt
     monkeypatch.setattr(_inert, "_ROOM", 100_000)
     data = b"\x80\x04" + made * 20_000 + b"N."
     with pytest.raises(CkptError, match="more than its size allows"):
-        _pickle.load(data, {}, {}, lambda pid: pid)
+        _pickle.load(whole(data), {}, {}, lambda pid: pid)
     monkeypatch.setattr(_inert, "_ROOM", 10_000_000)
-    assert _pickle.load(data, {}, {}, lambda pid: pid).value is None
+    assert _pickle.load(whole(data), {}, {}, lambda pid: pid).value is None
 
 
 def test_memo_slots_in_any_order() -> None:
     """The memo is a list as long as slots are numbered in turn, as pickles are written."""
 
     def value(codes: bytes) -> object:
-        return _pickle.load(b"\x80\x04" + codes + b".", {}, {}, lambda pid: pid).value
+        return _pickle.load(whole(b"\x80\x04" + codes + b"."), {}, {}, lambda pid: pid).value
 
     assert value(b"K\1q\1K\2q\2K\3q\0(h\0h\1h\2t") == (3, 1, 2)  # Python 2 began with 1
     assert value(b"K\5q\3K\6q\0K\7q\1K\x08q\2K\x09q\3(h\0h\1h\2h\3t") == (6, 7, 8, 9)

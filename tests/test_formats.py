@@ -30,7 +30,7 @@ from ckpt_cli.errors import CkptError, Damaged
 from ckpt_cli.formats import Files, FileSource, safetensors
 from ckpt_cli.formats._inert import runs_code
 from ckpt_cli.tensors import check_end, check_storage, digest, read_tensors, readable
-from tests.conftest import REPOSITORY
+from tests.conftest import REPOSITORY, Run
 from tests.torch_files import DTYPES, filled, flip, places, swap_bytes, told, write_zip
 
 # Counts, not time, decide what a property test finds; a slow machine must not fail it.
@@ -194,6 +194,17 @@ def test_values_are_listed_by_name(protocol: int, tmp_path: Path) -> None:
         "deep.list.0": 1, "deep.list.1.0": 2, "empty": {}, "complex": "(1+2j)", "shape": [2, 3],
         "dtype": "torch.bfloat16",
     }  # fmt: skip
+
+
+def test_a_list_too_long_for_names(tmp_path: Path, call: Run) -> None:
+    """The order of a data set is one value, and comes back as a list; what holds other containers has names."""
+    state = {"order": [*range(100_000), None], "named": [*range(100_000)], "pairs": [[1]] * 2, "w": torch.ones(1)}
+    torch.save(state, tmp_path / "file.pt")
+    values = read_tensors(str(tmp_path / "file.pt")).values
+    assert values["order"] == state["order"] and values["named.99999"] == 99_999
+    assert call("convert", tmp_path / "file.pt", "-o", tmp_path / "file.safetensors").code == 0
+    assert call("convert", tmp_path / "file.safetensors", "--to", "pt", "-o", tmp_path / "back.pt").code == 0
+    assert torch.load(tmp_path / "back.pt", weights_only=True) == state
 
 
 @pytest.mark.parametrize("alignment", [1, 64, 4096])
@@ -447,7 +458,7 @@ HOSTILE: dict[str, tuple[bytes, str | None]] = {
     "obj of a harmless name": (b"(" + name("argparse", "Namespace") + b"o", "opcode 0x6f"),
     "dotted": (text("collections") + text("abc.sys.modules") + b"\x93", "collections.abc.sys.modules"),
     "dotted through torch": (name("torch.serialization", "os.system"), "torch.serialization.os.system"),
-    "dotted getattr": (text("torch._utils") + text("_rebuild_tensor_v2.__globals__") + b"\x93)R", None),
+    "dotted getattr": (text("torch._utils") + text("_rebuild_tensor_v2.__globals__") + b"\x93)R", "__globals__"),
     "getattr": (name("builtins", "getattr") + b"N\x85R", "builtins.getattr"),
     "import": (name("builtins", "__import__") + text("os") + b"\x85R", "__import__"),
     "reduce": (name("functools", "reduce") + b")R", "functools.reduce"),
@@ -529,7 +540,8 @@ HOSTILE: dict[str, tuple[bytes, str | None]] = {
     ),
     "wide tuple repeated": (b"(" + b"N" * 50_000 + b"tq\x000](" + b"h\0" * 50_000 + b"e", "unfold"),
     "wide list repeated": (b"](" + b"N" * 50_000 + b"eq\x000](" + b"h\0" * 50_000 + b"e", None),
-    "nesting": (b"]" * 1_000_000 + b"a" * 999_999, "nested deeper"),
+    "nesting": (b"]" * 1_000_000 + b"a" * 999_999, "more than its size allows"),
+    "nesting of few": (b"]" * 10_000 + b"a" * 9_999, "nested deeper"),
     "nesting of tuples": (deep(500_000), "nested deeper"),
     "nesting as a device": (name("torch", "device") + deep(100_000) + b"\x85R", "device or layout"),
     "text beyond the end": (b"X\xff\xff\xff\x7f", "breaks off"),
@@ -697,10 +709,32 @@ def test_code_in_real_pickles(function: Callable[..., Any], protocol: int, tmp_p
         ("argparse.Namespace", False), ("builtins.dict", False), ("torch.nn.modules.linear.Linear", False),
         ("__builtin__.reduce", True), ("ossified.thing", False),
         ("numpy.dtype", False), ("collections.OrderedDict", False), ("codes.x", False),
+        ("_posixsubprocess.fork_exec", True), ("_thread.start_new_thread", True), ("imp.load_source", True),
+        ("atexit.register", True), ("_functools.reduce", True), ("operator.call", True), ("yaml.unsafe_load", True),
+        ("uuid._popen", True), ("typing.ForwardRef._evaluate", True), ("numpy.ctypeslib.load_library", True),
+        ("torch.jit.unsupported_tensor_ops.execWrapper", True), ("torch._inductor.codecache.PyCodeCache.load", True),
+        ("torch.fx.graph_module.reduce_graph_module", True), ("torch.serialization._legacy_load", True),
+        ("_io.BytesIO", False), ("io.StringIO", False), ("functools.partial", False), ("ssl.models.Model", True),
     ],
 )  # fmt: skip
 def test_which_names_run_code(dotted: str, runs: bool) -> None:
     assert runs_code(dotted) is runs
+
+
+@pytest.mark.parametrize(
+    ("module", "attributes", "runs"),
+    [
+        ("bz2", "builtins.open", True), ("collections", "__builtins__.get", True),
+        ("torch.nn", "Module.__init__", True),
+        ("builtins", "object.__subclasses__", True), ("decimal", "x._posixsubprocess.fork_exec", True),
+        ("pathlib", "Path.write_text", True), ("pathlib._local", "PosixPath.unlink", True),
+        ("pathlib", "PosixPath", False), ("copyreg", "__newobj__", False), ("mine", "Outer.Inner", False),
+        ("ssl.models", "Model", False), ("imp.nets", "Net", False),
+    ],
+)  # fmt: skip
+def test_attributes_that_lead_to_code(module: str, attributes: str, runs: bool) -> None:
+    """What a name walks through behind its module counts as much as the module."""
+    assert runs_code(f"{module}.{attributes}", attributes) is runs
 
 
 def test_foreign_names_are_inert_and_named(tmp_path: Path) -> None:
@@ -768,6 +802,7 @@ def test_a_bomb_is_not_unpacked(tmp_path: Path) -> None:
     """Ten megabytes of opcodes in ten kilobytes."""
     with zipfile.ZipFile(tmp_path / "bomb.pt", "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("made/data.pkl", b"\x80\x02" + b"N0" * 5_000_000 + b"N.")
+        archive.writestr("made/version", "3")
     with pytest.raises(CkptError, match="beyond reason"):
         read_tensors(str(tmp_path / "bomb.pt"))
 

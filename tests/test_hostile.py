@@ -18,8 +18,12 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from safetensors import SafetensorError, safe_open
 
+from ckpt_cli.checkpoint import Storage
 from ckpt_cli.errors import CkptError
+from ckpt_cli.formats._stream import whole
+from ckpt_cli.formats._torch import interpret
 from ckpt_cli.tensors import read_tensors, recognise
+from tests.builders import pickled, storage
 from tests.conftest import REPOSITORY, Done, Run
 from tests.fuzz import Memory, look
 from tests.hostile import JSON_METAS, ODD_NAMES, Case, cases, verdict, write
@@ -76,6 +80,40 @@ def test_honest_files_are_read(what: str, protocol: int, tmp_path: Path) -> None
     torch.save(HONEST[what](), tmp_path / "model.pt", pickle_protocol=protocol)
     file = read_tensors(str(tmp_path / "model.pt"))
     assert len(file.tensors) + len(file.values) >= 12_000
+
+
+LARGE: dict[str, Callable[[], object]] = {
+    "indices": lambda: {"sampler": list(range(1_000_000))},
+    "a vocabulary": lambda: {"vocabulary": {f"token{n}": n for n in range(250_000)}},
+    "states": lambda: {n: {"step": torch.tensor(1.0), "exp_avg": torch.zeros(2)} for n in range(20_000)},
+    "a flat optimizer": lambda: {f"state.{n}.exp_avg": torch.zeros(2) for n in range(40_000)},
+    "a log": lambda: [{"loss": n / 7, "step": n, "lr": 0.1, "epoch": n / 100} for n in range(60_000)],
+    "pairs as keys": lambda: {"merges": {(n, n + 1): n for n in range(100_000)}},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("stacked", [False, True], ids=["zip", "legacy"])
+@pytest.mark.parametrize("what", LARGE)
+def test_large_honest_files_are_read(what: str, stacked: bool, tmp_path: Path) -> None:
+    """Beyond a megabyte the room is that of numbers, texts and storages: what people save is made of them."""
+    content = LARGE[what]()
+    torch.save(content, tmp_path / "model.pt", _use_new_zipfile_serialization=not stacked)
+    file = read_tensors(str(tmp_path / "model.pt"))
+    long = sum(len(value) for value in file.values.values() if isinstance(value, list))
+    assert len(file.tensors) + len(file.values) + long >= 40_000
+
+
+def test_storages_that_are_not_there_earn_nothing() -> None:
+    """A legacy file names its storages before it shows that it has them: no more count than have room in it."""
+
+    def left(count: int) -> int:
+        named = b"".join(storage(str(n), count) + b"0" for n in range(25_000))
+        found = interpret(
+            "made", whole(pickled(named, b"N")), lambda id: Storage(id.key, "made", 0, id.bytes), False, 10_000_000
+        )
+        return found.room
+
+    assert left(1) > left(2**20) + (30 << 20)
 
 
 MEASURED = """
@@ -151,7 +189,7 @@ def test_what_it_costs(case: Case, tmp_path: Path) -> None:
         assert "Traceback" not in said and "itself went wrong" not in said, said[:5000]
         assert len(said) < 5000 or case.expected == "reads", said[:5000]
         assert seconds < SECONDS
-        assert megabytes < bound(len(case.data))
+        assert megabytes < (MEGABYTES if case.expected == "refused" else bound(len(case.data)))
 
 
 def test_the_case_names_differ() -> None:
@@ -238,6 +276,9 @@ def test_safetensors_verdicts_are_the_library_s(case: Case, tmp_path: Path) -> N
     except (SafetensorError, OSError):
         theirs = None
     came, message = verdict(str(path))
+    if "/immense_" in case.name:
+        assert came == "refused", message
+        return
     assert (came == "reads") is (theirs is not None), message
     if theirs is not None:
         assert {tensor.name for tensor in read_tensors(str(path)).tensors} == theirs

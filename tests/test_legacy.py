@@ -12,6 +12,7 @@ import torch
 from ckpt_cli.convert import convert
 from ckpt_cli.errors import CkptError, Damaged
 from ckpt_cli.tensors import read_tensors
+from tests.builders import dict_of, name, storage, tensor, text, torch_file, tuple_of
 from tests.conftest import Run
 from tests.test_formats import read_whole, seen
 from tests.torch_files import told
@@ -52,22 +53,22 @@ def test_bare_tensor_and_protocols(tmp_path: Path) -> None:
         assert [entry[0] for entry in seen(path)] == ["<root>"]
 
 
-def test_pickles_longer_than_the_first_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """How long they are is written nowhere; reading further must not change the answer."""
+def test_pickles_longer_than_a_block(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are read a block at a time; where blocks end must not change the answer."""
     path = save(state(), tmp_path / "model.pt")
     whole = seen(path)
     for length in (1, 20, 300):
-        monkeypatch.setattr("ckpt_cli.formats.torch_legacy._FIRST_READ", length)
+        monkeypatch.setattr("ckpt_cli.formats._stream.BLOCK", length)
         assert seen(path) == whole
 
 
 def test_truncated_anywhere(tmp_path: Path) -> None:
-    """Cut at every byte: found, except where only the magic number is left of it."""
+    """Cut at every byte, within the magic number too: found, and said to be what it is."""
     whole = save(state(), tmp_path / "model.pt").read_bytes()
     path = tmp_path / "cut.pt"
     for size in range(len(whole)):
         path.write_bytes(whole[:size])
-        with pytest.raises(Damaged if size > 15 or not size else CkptError):
+        with pytest.raises(Damaged, match=r"truncated|empty"):
             read_whole(path)
     path.write_bytes(whole + b"more")
     assert read_tensors(str(path)).notes == ("4 bytes follow the last storage",)
@@ -90,13 +91,13 @@ def test_hostile(tmp_path: Path, call: Run) -> None:
     code = b"cos\nsystem\n(S'true'\ntR."
     start = pickle.dumps(MAGIC, 2) + pickle.dumps(PROTOCOL, 2)
     machine = pickle.dumps({"little_endian": True}, 2)
-    for name, content in (
+    for label, content in (
         ("objects", start + machine + code),
         ("machine", start + code),
         ("keys", start + machine + pickle.dumps({}, 2) + code),
     ):
-        (tmp_path / f"{name}.pt").write_bytes(content)
-        done = call("inspect", "tensors", tmp_path / f"{name}.pt")
+        (tmp_path / f"{label}.pt").write_bytes(content)
+        done = call("inspect", "tensors", tmp_path / f"{label}.pt")
         assert (done.code, done.out) == (2, "") and "os.system" in done.err
 
 
@@ -156,3 +157,32 @@ def test_pickled_module_has_the_names_of_its_state_dict(tmp_path: Path) -> None:
     assert sorted(entry[0] for entry in seen(tmp_path / "model.pt")) == sorted(model.state_dict())
     names = {foreign.name for foreign in read_tensors(str(tmp_path / "model.pt")).foreign_globals}
     assert "torch.nn.modules.linear.Linear" in names and "tests.test_legacy.Passing" in names
+
+
+PARAMETER = name("torch.nn.parameter", "Parameter")
+HOOKS = name("collections", "OrderedDict") + b")R"
+OLD_PARAMETERS = {
+    "called": PARAMETER + tuple_of(tensor((2, 3), (3, 1))) + b"R",
+    "with its gradient": PARAMETER + tuple_of(tensor((3, 2), (1, 3), 2), b"\x89") + b"R",
+    "made": PARAMETER + tuple_of(tensor((2, 3), (3, 1))) + b"\x81",
+    "with its state": PARAMETER + tuple_of(tensor((4,), (1,))) + b"R" + tuple_of(b"\x88", b"\x89", HOOKS) + b"b",
+}
+
+
+@pytest.mark.parametrize("what", OLD_PARAMETERS)
+def test_parameters_as_torch_pickled_them_before_0_4(what: str, tmp_path: Path) -> None:
+    """A call of their class, which torch still loads with weights only: a tensor like any other."""
+    path = tmp_path / "old.pt"
+    path.write_bytes(torch_file(dict_of((text("w"), OLD_PARAMETERS[what]))))
+    assert seen(path) == told(torch.load(path, weights_only=True))
+    assert read_tensors(str(path)).foreign_globals == ()
+
+
+def test_a_tensor_whose_contents_are_replaced(tmp_path: Path) -> None:
+    """torch carries it out, so that a reader who does not would show another tensor."""
+    other = tuple_of(storage(), b"K\0", tuple_of(b"K\2", b"K\2"), tuple_of(b"K\2", b"K\1"))
+    path = tmp_path / "set.pt"
+    path.write_bytes(torch_file(dict_of((text("w"), tensor((4, 4), (4, 1)) + other + b"b"))))
+    assert torch.load(path, weights_only=True)["w"].shape == (2, 2)
+    with pytest.raises(CkptError, match="gives a tensor other contents"):
+        read_tensors(str(path))

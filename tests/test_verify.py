@@ -153,6 +153,14 @@ def test_damage_is_told_apart(model: Path, tmp_path: Path) -> None:
     # This is what makes a short record worse than a missing one: a mapped load takes the bytes that follow.
     assert torch.load(short, mmap=True)["wte.weight"].shape == (6, 4)
     assert codes(look(missing)) == [("missing-record", "model/data/1")]
+    unversioned = repacked(model, tmp_path / "unversioned.pt", {"model/version": None})
+    with pytest.raises(RuntimeError):  # torch itself does without any other record but the pickle and the storages
+        torch.load(unversioned)
+    assert codes(look(unversioned)) == [("missing-record", "model/version")]
+    code = b"cos\nsystem\n(S'true'\ntR."
+    worse = repacked(model, tmp_path / "worse.pt", {"model/version": None, "model/data.pkl": code})
+    assert codes(look(worse))[0][0] == "runs-code"
+    assert codes(made("stub.safetensors", (88).to_bytes(8, "little"))) == [("truncated", None)]
     assert codes(look(short)) == [("short-record", "model/data/0")]
     assert codes(made("empty.pt", b"")) == [("empty-file", None)]
     assert codes(made("cut.pt", data[:-30])) == [("truncated", None)]
@@ -163,7 +171,7 @@ def test_damage_is_told_apart(model: Path, tmp_path: Path) -> None:
     assert data.index(b"PK\3\4", header - 64) < first
     at = data.rindex(b"PK\3\4", 0, first)
     assert codes(made("header.pt", data[:at] + b"XX" + data[at + 2 :])) == [("bad-header", "model/data/0")]
-    evil = repacked(model, tmp_path / "evil.pt", {"model/data.pkl": b"cos\nsystem\n(S'true'\ntR."})
+    evil = repacked(model, tmp_path / "evil.pt", {"model/data.pkl": code})
     assert codes(look(evil))[0][0] in ("runs-code", "bad-structure")
     assert codes(look(tmp_path / "gone.pt")) == [("unreadable-part", None)]
     assert all(look(path).status == "damaged" for path in (missing, short, evil, tmp_path / "gone.pt"))
@@ -264,6 +272,9 @@ def test_a_table_shows_what_is_not_in_order(tree: Path, call: Run) -> None:
     plain = call("verify", "--root", tree).out.splitlines()
     assert len(plain) == 29 and all(line.count("\t") == 3 for line in plain)
     assert call("verify", "sft", "--root", tree, "--format", "table").out == ""
+    os.truncate(tree / "chatsft_checkpoints/d4/model_000040.pt", 1000)
+    found = call("verify", "sft", "--root", tree, "--format", "table")
+    assert " damaged  truncated: the end of its zip archive is missing" in found.out
 
 
 def test_what_is_still_written_is_skipped(tree: Path, call: Run) -> None:
@@ -404,6 +415,13 @@ def test_an_index_that_does_not_fit(shards: Path, change: Any, code: str) -> Non
     assert any(result.status == "damaged" for result in sharded(shards)) == (code not in REMARKS)
 
 
+def test_an_index_that_breaks_off_is_said_as_one(shards: Path) -> None:
+    """By the code that a listing of it has too."""
+    path = shards / "model.safetensors.index.json"
+    path.write_text(path.read_text()[:40])
+    assert [problem.code for result in sharded(shards) for problem in result.problems] == ["bad-index"]
+
+
 def test_an_index_alone_asks_for_its_shards(shards: Path) -> None:
     unit = unit_of_file(str(shards / "model.safetensors.index.json"))
     assert [result.status for result in done([unit])] == ["unverifiable"]
@@ -444,6 +462,13 @@ def test_archives_within_a_data_file(tmp_path: Path, call: Run) -> None:
     data.write_bytes(whole[:pickle] + bytes([whole[pickle] ^ 4]) + whole[pickle + 1 :])
     (broken,) = [r for r in call("verify", folder, "--json").json["results"] if r["status"] == "damaged"]
     assert [p["code"] for p in broken["problems"]] == ["crc-mismatch"] and "data.pkl" in broken["problems"][0]["record"]
+    data.write_bytes(whole)
+    index = (folder / ".metadata").read_bytes()
+    (folder / ".metadata").write_bytes(index.replace(b"float32", b"float64"))  # each as long as before
+    (broken,) = [r for r in call("verify", folder, "--json").json["results"] if r["status"] == "damaged"]
+    assert {p["code"] for p in broken["problems"]} == {"index-mismatch"}
+    assert any("model.wte.weight" in p["detail"] for p in broken["problems"])
+    (folder / ".metadata").write_bytes(index)
     data.write_bytes(whole[:-1])
     found = call("verify", folder, "--json").json["results"]
     assert {p["code"] for r in found for p in r["problems"]} == {"truncated"}

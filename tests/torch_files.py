@@ -73,7 +73,7 @@ def write_zip(path: Path, pickle: bytes, records: Mapping[str, bytes] | None = N
     """A torch zip around a pickle made by hand."""
     with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
         archive.writestr("made/data.pkl", pickle)
-        for name, data in (records or {}).items():
+        for name, data in {"version": b"3\n", **(records or {})}.items():
             archive.writestr(f"made/{name}", data)
     return path
 

@@ -17,6 +17,7 @@ from ckpt_cli.errors import CkptError, Damaged
 from ckpt_cli.formats import ByteSource, _pickle
 from ckpt_cli.formats._dtypes import ITEMSIZE
 from ckpt_cli.formats._inert import Global, Malformed, Opaque, RunsCode, Truncated, quoted
+from ckpt_cli.formats._stream import range_of
 from ckpt_cli.shapes import MAX_SIZE, are_sizes
 
 MODULES = ("torch.distributed.checkpoint", "torch.distributed._shard.checkpoint")
@@ -69,9 +70,8 @@ def read_index(source: ByteSource) -> Index:
     """Raises Damaged where it breaks off or lacks a place, CkptError where it is refused."""
     if source.size > _MAX_FILE:
         raise CkptError(f"{source.path} has {source.size} bytes, more than the limit of {_MAX_FILE}")
-    data = source.read_at(0, source.size)
     try:
-        loaded = _pickle.load(data, _CONSTANTS, _FUNCTIONS, _nothing_outside)
+        loaded = _pickle.load(range_of(source, 0, source.size), _CONSTANTS, _FUNCTIONS, _nothing_outside)
         return _index(source, loaded)
     except Truncated as error:
         raise Damaged(f"{source.path} is truncated: {error.message}", kind="truncated") from error

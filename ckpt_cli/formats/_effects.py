@@ -6,7 +6,7 @@ import codecs
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from ckpt_cli.formats._inert import Global, Malformed, Opaque, checked_key
+from ckpt_cli.formats._inert import Global, Held, Malformed, Opaque, checked_key
 
 if TYPE_CHECKING:
     from ckpt_cli.formats._pickle import Machine
@@ -16,14 +16,16 @@ _MAX_LONG_BYTES = 1024
 # What things take in memory in bytes, as in `_opcodes`: a tuple; an entry of a dict, and the room for its first ones;
 # an element of a set.
 TUPLE, _ENTRY, _FIRST_ENTRIES, PLACED = 56, 60, 160, 112
+# The state of a parameter before torch 0.4: whether it requires a gradient, whether it is volatile, its hooks.
+_FLAGS = 3
 
 
 def _set_items(machine: Machine, target: Any, items: list[Any]) -> None:
     store = target.items if isinstance(target, Opaque) else target
     if not isinstance(store, dict):
-        raise Malformed(f"its pickle sets an item of a {type(target).__name__} at byte {machine.at}")
+        raise Malformed(f"its pickle sets an item of a {type(target).__name__} at byte {machine.place}")
     if len(items) % 2:
-        raise Malformed(f"its pickle sets a key without a value at byte {machine.at}")
+        raise Malformed(f"its pickle sets a key without a value at byte {machine.place}")
     machine.room -= len(items) // 2 * _ENTRY + (0 if store else _FIRST_ENTRIES)
     for index in range(0, len(items), 2):
         key = items[index]
@@ -37,7 +39,7 @@ def append(machine: Machine, items: list[Any]) -> None:
     target = machine.stack[-1]
     store = target.elements if isinstance(target, Opaque) else target
     if type(store) is not list:
-        raise Malformed(f"its pickle appends to a {type(target).__name__} at byte {machine.at}")
+        raise Malformed(f"its pickle appends to a {type(target).__name__} at byte {machine.place}")
     store.extend(items)
 
 
@@ -47,8 +49,11 @@ def build(machine: Machine) -> None:
     target = machine.stack[-1]
     if isinstance(target, Opaque):
         target.state = state
+    elif isinstance(target, tuple) and isinstance(state, tuple) and len(state) > _FLAGS:
+        # What torch itself would do: a tensor that was read so far is another from here on.
+        raise Malformed(f"its pickle gives a tensor other contents at byte {machine.place}")
     elif isinstance(target, (list, str, int, bytes, Global, type(None))):
-        raise Malformed(f"its pickle sets the state of a {type(target).__name__} at byte {machine.at}")
+        raise Malformed(f"its pickle sets the state of a {type(target).__name__} at byte {machine.place}")
 
 
 def reduce(machine: Machine) -> None:
@@ -60,7 +65,7 @@ def new_object_ex(machine: Machine) -> None:
     args, named = machine.stack.pop(-2), machine.stack.pop()
     made = machine.call(machine.stack[-1], args)
     if named and not isinstance(made, Opaque):
-        raise Malformed(f"its pickle calls a known function with named arguments at byte {machine.at}")
+        raise Malformed(f"its pickle calls a known function with named arguments at byte {machine.place}")
     if named:
         made.state = named
     machine.stack[-1] = made
@@ -69,7 +74,7 @@ def new_object_ex(machine: Machine) -> None:
 def stack_global(machine: Machine) -> None:
     module, name = machine.stack.pop(-2), machine.stack.pop()
     if type(name) is not str or type(module) is not str:
-        raise Malformed(f"its pickle has a name that is no text at byte {machine.at}")
+        raise Malformed(f"its pickle has a name that is no text at byte {machine.place}")
     machine.name(module, name)
 
 
@@ -133,12 +138,22 @@ def get_long(machine: Machine) -> None:
 
 
 def small_int(machine: Machine) -> None:
+    machine.content += 2
     machine.stack.append(machine.byte())
 
 
+def fixed(count: int, convert: Callable[[bytes], Any]) -> Callable[[Machine], None]:
+    """A number of so many bytes."""
+
+    def handler(machine: Machine) -> None:
+        machine.content += count + 1
+        machine.stack.append(convert(machine.take(count)))
+
+    return handler
+
+
 def unicode(machine: Machine) -> None:
-    data = machine.take(int.from_bytes(machine.take(4), "little"))
-    machine.stack.append(data.decode("utf-8", "surrogatepass"))
+    machine.stack.append(machine.sized(4).decode("utf-8", "surrogatepass"))
 
 
 def empty_tuple(machine: Machine) -> None:
@@ -151,13 +166,16 @@ def marked_tuple(machine: Machine) -> None:
 
 
 def persistent_id(machine: Machine) -> None:
-    machine.stack[-1] = machine.persistent(machine.stack[-1])
+    machine.stack[-1] = found = machine.persistent(machine.stack[-1])
+    if type(found) is Held and found.fresh:
+        found.fresh = False
+        machine.storages += 1
 
 
 def put_text(machine: Machine) -> None:
     slot = integer(machine.line())
     if not 0 <= slot < 2**32:  # longer ones, of which many have the same hash, nobody writes
-        raise Malformed(f"its pickle has an odd memo slot at byte {machine.at}")
+        raise Malformed(f"its pickle has an odd memo slot at byte {machine.place}")
     machine.put(slot)
 
 
@@ -189,7 +207,7 @@ def long(width: int) -> Callable[[Machine], int]:
 def string_text(machine: Machine) -> str:
     text = machine.line().strip()
     if len(text) < 2 or text[:1] not in b"'\"" or text[:1] != text[-1:]:
-        raise Malformed(f"its pickle has a string without quotes at byte {machine.at}")
+        raise Malformed(f"its pickle has a string without quotes at byte {machine.place}")
     return codecs.escape_decode(text[1:-1])[0].decode("latin-1")
 
 
@@ -212,7 +230,7 @@ def add_many(machine: Machine) -> None:
         machine.room -= len(items) * PLACED
         target.update(checked_key(item) for item in items)
     else:
-        raise Malformed(f"its pickle adds to a {type(target).__name__} at byte {machine.at}")
+        raise Malformed(f"its pickle adds to a {type(target).__name__} at byte {machine.place}")
 
 
 def dictionary(machine: Machine) -> dict[Any, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 from ckpt_cli.checkpoint import Storage, TensorInfo
 from ckpt_cli.errors import CkptError
@@ -55,13 +55,17 @@ class Ordered(dict[Any, Any]):
 
 
 class Held:
-    """A storage that stands in a pickle, and the dtype that its type implies; None where it is bytes alone."""
+    """A storage that stands in a pickle, and the dtype that its type implies; None where it is bytes alone.
 
-    __slots__ = ("dtype", "storage")
+    `fresh` says that the file holds its bytes, and that this has not been counted yet.
+    """
 
-    def __init__(self, storage: Storage, dtype: str | None) -> None:
+    __slots__ = ("dtype", "fresh", "storage")
+
+    def __init__(self, storage: Storage, dtype: str | None, fresh: bool = False) -> None:
         self.storage = storage
         self.dtype = dtype
+        self.fresh = fresh
 
 
 class Attributed:
@@ -82,46 +86,74 @@ _CODE_MODULES = frozenset(
     asyncio concurrent signal tempfile webbrowser pdb bdb timeit profile cProfile trace doctest idlelib pip
     setuptools distutils venv ensurepip platform http urllib urllib2 requests httplib ftplib smtplib
     telnetlib xmlrpc aiohttp zipimport pkgutil pydoc sqlite3 fileinput gc inspect linecache site io
-    logging.config numpy.testing numpy.f2py torch.hub torch.package torch.distributed.rpc
+    _posixsubprocess _winapi winreg thread imp _frozen_importlib _frozen_importlib_external _pyio _testcapi
+    _xxsubinterpreters _interpreters atexit mailcap ssl imaplib poplib nntplib socketserver SocketServer
+    lib2to3 _aix_support _osx_support _pyrepl dbm anydbm gzip bz2 lzma zipfile tarfile mmap py_compile
+    compileall zipapp rlcompleter yaml jsonpickle numexpr pexpect paramiko IPython pytest nose
+    test.support unittest.mock logging.config
+    numpy.testing numpy.f2py numpy.distutils numpy.ctypeslib numpy.compat numpy.lib.format numpy.lib._npyio_impl
+    pandas.core.computation pandas.io.common sympy.parsing
+    torch.hub torch.package torch.distributed.rpc torch.distributed.elastic torch.multiprocessing.spawn
     torch.utils.bottleneck torch.utils.cpp_extension torch.utils.collect_env torch.utils.model_zoo
+    torch.utils.benchmark torch.utils._config_module torch.utils.data.datapipes.utils.decoder
+    torch.fx.graph_module torch.jit.unsupported_tensor_ops torch._inductor torch._dynamo.guards
+    torch.testing._internal
     """.split()
 )
 # Those of them that are one file: `code.train` is no part of Python's `code`, but of a package that somebody called so.
-_ONE_FILE = frozenset("code codeop commands inspect io platform profile signal site timeit trace".split())
+_ONE_FILE = frozenset(
+    "code codeop commands imp inspect io mmap platform profile signal site ssl thread timeit trace".split()
+)
 _CODE_NAMES = frozenset(
     """
     builtins.eval builtins.exec builtins.compile builtins.execfile builtins.open builtins.file
     builtins.getattr builtins.setattr builtins.delattr builtins.__import__ builtins.input builtins.raw_input
     builtins.breakpoint builtins.globals builtins.locals builtins.apply builtins.help builtins.exit
-    builtins.quit builtins.reload builtins.reduce operator.attrgetter operator.methodcaller functools.reduce
-    types.CodeType
-    types.FunctionType codecs.open torch.load torch.save torch.compile torch.serialization.load
+    builtins.quit builtins.reload builtins.reduce builtins.__build_class__ operator.attrgetter
+    operator.methodcaller operator.call functools.reduce types.CodeType types.FunctionType types.LambdaType
+    typing.get_type_hints typing._eval_type typing.ForwardRef._evaluate uuid._popen uuid._get_command_stdout
+    codecs.open torch.load torch.save torch.compile torch.from_file torch.export.load torch.onnx.export
+    torch.serialization.load torch.serialization._load torch.serialization._legacy_load
     torch.jit.load torch.jit._serialization.load torch.ops.load_library torch.classes.load_library
+    torch._ops._Ops.load_library torch._classes._Classes.load_library
+    torch._C.PyTorchFileReader torch._C.import_ir_module torch._C._import_ir_module_from_buffer
+    torch.fx.experimental.symbolic_shapes.ShapeEnv.evaluate_guards_expression
     torch.storage._load_from_bytes numpy.load numpy.fromfile numpy.memmap numpy.lib.npyio.load
-    pandas.read_pickle pandas.io.pickle.read_pickle
+    numpy.lib.npyio.NpzFile numpy.lib.utils.safe_eval numpy.core.multiarray.fromfile numpy._core.multiarray.fromfile
+    pandas.eval pandas.read_pickle pandas.io.pickle.read_pickle sympy.sympify sympy.core.sympify.sympify
     """.split()
 )
+# What those modules have of values: bytes and text in memory.
+_HARMLESS = frozenset({"io.BytesIO", "io.StringIO"})
 # No longer beginning of a name than this can be on the lists.
 _MOST_PIECES = max(name.count(".") for name in _CODE_MODULES | _CODE_NAMES) + 1
 # How Python 2 and the C accelerators spell modules.
-_SPELLINGS = {"__builtin__": "builtins", "__builtins__": "builtins", "_io": "io", "_operator": "operator"}
+_SPELLINGS = {
+    "__builtin__": "builtins", "__builtins__": "builtins", "_io": "io", "_operator": "operator",
+    "_functools": "functools",
+}  # fmt: skip
 
 
 def runs_code(name: str, attributes: str | None = None) -> bool:
     """Whether calling the dotted `name` could do more than build a value.
 
     `attributes` is the part of it that is walked as attributes, behind the module; None where that is not known.
-    A module reached so counts too: `os.system` in `torch.serialization`. One that is merely called like another,
-    as `mine.io` is, does not.
+    A module reached so counts too: `os.system` in `torch.serialization`. So does what leads through an object's
+    inner parts, as `x.__globals__.get` does, and any method of a path. One that is merely called like another, as
+    `mine.io` is, does not.
     """
     first, *rest = name.split(".")
     pieces = [_SPELLINGS.get(first, first), *rest]
     prefixes = {".".join(pieces[:end]) for end in range(1, min(len(pieces), _MOST_PIECES) + 1)}
-    walked = pieces if attributes is None else [pieces[0], *attributes.split(".")]
+    steps = [] if attributes is None else attributes.split(".")
+    walked = pieces if attributes is None else [pieces[0], *steps]
     if attributes is not None and first in _ONE_FILE and "." in name[: -len(attributes) - 1]:
         prefixes, walked = set(), walked[1:]
-    on_the_way = {piece.lstrip("_") for piece in walked[:-1]}
-    return bool(prefixes & _CODE_NAMES or prefixes & _CODE_MODULES or on_the_way & _CODE_MODULES)
+    if len(steps) > 1 and (pieces[0] == "pathlib" or any(s[:2] == s[-2:] == "__" or s == "builtins" for s in steps)):
+        return True
+    on_the_way = {*walked[:-1], *(piece.lstrip("_") for piece in walked[:-1])}
+    listed = prefixes & _CODE_NAMES or prefixes & _CODE_MODULES or on_the_way & _CODE_MODULES
+    return bool(listed) and ".".join(pieces) not in _HARMLESS
 
 
 # How many values a key may hold in all. Hashing one that is nested deep would exhaust the C stack, and one that
@@ -212,16 +244,32 @@ def _check_part(part: Any) -> None:
         raise Malformed(f"its pickle uses a {type(part).__name__} as a key")
 
 
-# Bytes that the contents of a small file may take in memory; and of a large one, for each byte beyond that.
-_ROOM, _ROOM_PER_BYTE, _SMALL = 36 << 20, 80, 1 << 20
+# Bytes that the contents of any file may take in memory, to be read and listed; and of a large one for each byte
+# beyond that, as far as it holds what earns them.
+_ROOM, _SMALL, _PER_BYTE = 36 << 20, 1 << 20, 80
+# A list of small numbers is most of what people save: 2 bytes in a pickle, 150 in memory with their names, of which
+# there are not more than the last of these bytes can give.
+_PER_CONTENT_BYTE, _MOST_CONTENT = 80, 6 << 20
+# A storage comes with a tensor, and with a dict where it is an optimizer's; another view of it with less.
+_PER_STORAGE, _PER_VIEW = 1_600, 1_200
 
 
-def room_of(size: int) -> int:
-    """How many bytes the contents of a file of `size` bytes may take in memory, to be read and listed.
-
-    A list of small numbers takes most of what people save: 2 bytes in a pickle, 150 in memory with its name.
+class Earned(NamedTuple):
+    """What a file of `size` bytes holds that nobody gets for a byte: bytes of numbers and texts; storages, and
+    tensors that are views of them.
     """
-    return _ROOM + _ROOM_PER_BYTE * max(0, size - _SMALL)
+
+    size: int
+    content: int = 0
+    storages: int = 0
+    views: int = 0
+
+    @property
+    def room(self) -> int:
+        """Bytes that its contents may take in memory. Lists, marks and the like have to do with what others left."""
+        earned = _PER_CONTENT_BYTE * min(_MOST_CONTENT, self.content)
+        earned += _PER_STORAGE * self.storages + _PER_VIEW * self.views
+        return _ROOM + min(earned, _PER_BYTE * max(0, self.size - _SMALL))
 
 
 def quoted(text: str) -> str:

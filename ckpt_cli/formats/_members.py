@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from itertools import chain
 from typing import Any
 
@@ -11,6 +11,9 @@ from ckpt_cli.formats._inert import Attributed, Global, Held, Opaque, Ordered
 from ckpt_cli.formats._known import known
 
 _MAX_BYTES_SHOWN = 64
+# Of a list of plain values: with more of them, as the order of a data set has, it is one value. The parameters of an
+# optimizer, which are looked up by their places, are fewer.
+_MAX_NAMED = 100_000
 # Of an object that is a key: it may be written out for each of the many places where its dictionary stands.
 _MAX_ARGUMENTS = 8
 # The key of a member that stands under the name of what it is a member of.
@@ -48,7 +51,7 @@ def weight_of(value: Any) -> int:
     """About how many characters it takes to write the value."""
     if isinstance(value, str):
         return len(value)
-    if isinstance(value, (tuple, set, frozenset)):
+    if isinstance(value, (list, tuple, set, frozenset)):
         return sum(1 + weight_of(item) for item in value)
     if isinstance(value, (bytes, bytearray)):
         return 20 + 2 * min(len(value), _MAX_BYTES_SHOWN)
@@ -59,14 +62,14 @@ def weight_of(value: Any) -> int:
 
 
 def members_of(value: Any) -> Iterable[tuple[Any, Any]] | None:
-    """A container's members by key or index, None for what is no container; () where it is empty.
+    """A container's members by key or index; () where it is empty, None for what is none or is told as one value.
 
     Not by name: the text of a key can be long, and the members many.
     """
     if isinstance(value, dict):
         return value.items() if value else ()
     if isinstance(value, (list, tuple)):
-        if isinstance(value, tuple) and _scalars(value):
+        if (isinstance(value, tuple) or len(value) > _MAX_NAMED) and _scalars(value):
             return None
         return enumerate(value) if value else ()
     if isinstance(value, Attributed):
@@ -87,7 +90,7 @@ def members_of(value: Any) -> Iterable[tuple[Any, Any]] | None:
     return None
 
 
-def _scalars(values: tuple[Any, ...]) -> bool:
+def _scalars(values: Sequence[Any]) -> bool:
     return all(isinstance(item, (int, float, str, type(None))) for item in values)
 
 
@@ -136,7 +139,7 @@ def as_json(value: Any) -> Any:
         return sorted((as_json(item) for item in value), key=str)
     if isinstance(value, Held):
         return f"<storage {value.storage.name}>"
-    if isinstance(value, tuple):
+    if isinstance(value, (list, tuple)):
         return [as_json(item) for item in value]
     if isinstance(value, (Opaque, Global)):
         plain = known(value) if isinstance(value, Opaque) else None

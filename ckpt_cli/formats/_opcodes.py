@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 _LIST, _DICT, _SET, _TEXT, _NUMBER, _PLACE = 56, 64, 216, 88, 32, 8
 # What a mark takes until it is met.
 MARK = _LIST + _PLACE
+# To drop a value, which picklers do only in a tuple that holds itself; else it would be a way to count numbers for
+# nothing.
+_POP = 200
 # A call's result; a name; a slot far from all others.
 CALLED, NEW_NAME, FAR_SLOT = 192, 400, 120
 
@@ -32,12 +35,12 @@ _EFFECTS: dict[int, Callable[[Machine], None]] = {
     0x32: do.pushing(lambda m: m.stack[-1]),  # DUP
     # numbers, text, bytes
     0x46: do.pushing(lambda m: float(m.line())),  # FLOAT
-    0x47: do.pushing(lambda m: struct.unpack(">d", m.take(8))[0]),  # BINFLOAT
+    0x47: do.fixed(8, lambda data: struct.unpack(">d", data)[0]),  # BINFLOAT
     0x49: do.pushing(do.int_text),  # INT
     0x4C: do.pushing(lambda m: do.integer(m.line().rstrip(b"L"))),  # LONG
-    0x4A: do.pushing(lambda m: int.from_bytes(m.take(4), "little", signed=True)),  # BININT
+    0x4A: do.fixed(4, lambda data: int.from_bytes(data, "little", signed=True)),  # BININT
     0x4B: do.small_int,
-    0x4D: do.pushing(lambda m: int.from_bytes(m.take(2), "little")),  # BININT2
+    0x4D: do.fixed(2, lambda data: int.from_bytes(data, "little")),  # BININT2
     0x8A: do.pushing(do.long(1)),  # LONG1
     0x8B: do.pushing(do.long(4)),  # LONG4
     0x4E: do.pushing(lambda m: None),  # NONE
@@ -92,6 +95,7 @@ TABLE: list[Callable[[Machine], None] | None] = [_EFFECTS.get(code) for code in 
 
 _COSTS: dict[int, int] = {
     0x28: MARK,
+    **dict.fromkeys(b"\x30\x31", _POP),
     0x5D: _LIST,
     0x6C: _LIST + 4 * _PLACE,  # which is a mark's own, and not of its exact size
     **dict.fromkeys(b"\x7d\x64", _DICT),

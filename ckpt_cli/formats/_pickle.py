@@ -9,13 +9,15 @@ what it would have built becomes an inert `Opaque`, which can be shown; one that
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
+from ckpt_cli.checkpoint import TensorInfo
 from ckpt_cli.errors import CkptError
 from ckpt_cli.formats._effects import PLACED
-from ckpt_cli.formats._inert import Global, Malformed, Opaque, Ordered, RunsCode, Truncated, room_of, runs_code
+from ckpt_cli.formats._inert import Earned, Global, Malformed, Opaque, Ordered, RunsCode, Truncated, runs_code
 from ckpt_cli.formats._opcodes import CALLED, COSTS, FAR_SLOT, MARK, NEW_NAME, TABLE
+from ckpt_cli.formats._stream import Stream
 
 _MAX_NAME = 1000
 # Different names nobody knows: the largest pickled module has some hundreds.
@@ -31,12 +33,18 @@ Functions = Mapping[str, Callable[..., Any]]
 Find = Callable[[Any], Any]
 # How many times its own bytes a pickle may have the file count for: those of its tensors lie beside it.
 _MOST_AROUND = 4
+# Bytes of a line, which nobody writes long: texts have their length before them.
+_MAX_LINE = 4 << 20
+# Values side by side on the stack, or in a list: more than a listing may have names (see `_tree`).
+MAX_ITEMS = 2_000_000
+# How much of a text counts as content: its beginning, for its bytes take no more than they are.
+_MOST_COUNTED = 64
 # In a memo slot that was left out.
 _UNSET = object()
 
 
 class Loaded(NamedTuple):
-    """The value, the names met on the way, where in the data the pickle ended, and the room it left (see `room_of`)."""
+    """The value, the names met on the way, where the pickle ended, and the room it left (see `Earned`)."""
 
     value: Any
     globals: list[str]
@@ -45,26 +53,29 @@ class Loaded(NamedTuple):
 
 
 def load(
-    data: bytes, constants: Constants, functions: Functions, persistent: Find, start: int = 0, size: int | None = None
+    stream: Stream,
+    constants: Constants,
+    functions: Functions,
+    persistent: Find,
+    size: int | None = None,
+    room: int | None = None,
 ) -> Loaded:
-    """Interprets one pickle that begins at byte `start` of `data`.
+    """Interprets one pickle that begins where the stream does.
 
     `constants` are names that stand for a value, `functions` names whose calls are carried out by ours;
-    `persistent` turns a persistent id into a value. `size` is that of the file in bytes, which says how much memory
-    its contents may take; without it that of the data. Raises Malformed, or RunsCode at the first such name.
+    `persistent` turns a persistent id into a value. `size` is that of the file in bytes, without it that of the
+    stream; `room` is what other pickles of it have left. Raises Malformed, or RunsCode at the first such name.
     """
-    length = len(data) - start
-    size = length if size is None else min(size, _MOST_AROUND * length)
-    # What was compressed takes memory of its own.
-    room = room_of(size) - max(0, length - size)
-    machine = Machine(data, constants, functions, persistent, start, room)
+    size = stream.length if size is None else min(size, _MOST_AROUND * stream.length)
+    machine = Machine(b"", constants, functions, persistent, 0, Earned(size).room if room is None else room, stream)
+    machine.size = size
     try:
         return machine.run()
     except CkptError:
         raise
     except (LookupError, TypeError, ValueError, ArithmeticError, AttributeError, RecursionError, struct.error) as error:
         # Operands that do not fit the opcode: an empty stack, an unset memo slot, a call with wrong arguments.
-        raise Malformed(f"its pickle breaks off at byte {machine.at}: {_reason(error)}") from error
+        raise Malformed(f"its pickle breaks off at byte {machine.place}: {_reason(error)}") from error
 
 
 def _reason(error: Exception) -> str:
@@ -78,16 +89,28 @@ def _reason(error: Exception) -> str:
 class Machine:
     """Stack, marks and memo of one run.
 
-    The memo is a list, for slots are numbered as they are set; those far beyond its end, which nobody writes, lie in
-    `far`. `room` falls with every opcode by about the bytes that it takes in memory.
+    `data` is the part of the stream that is at hand, `at` the place in it, `base` where it begins. The memo is a list,
+    for slots are numbered as they are set; those far beyond its end, which nobody writes, lie in `far`. `room` falls
+    with every opcode by about the bytes that it takes in memory; `content` counts bytes of numbers and texts.
     """
 
     def __init__(
-        self, data: bytes, constants: Constants, functions: Functions, persistent: Find, start: int, room: int
+        self,
+        data: bytes,
+        constants: Constants,
+        functions: Functions,
+        persistent: Find,
+        start: int,
+        room: int,
+        stream: Stream | None = None,
     ) -> None:
         self.data = data
-        self.size = len(data)
         self.at = start
+        self.base = stream.start if stream else 0
+        self.end = self.base + (stream.length if stream else len(data))
+        self.blocks: Iterator[bytes] = stream.blocks if stream else iter(())
+        self.frame = 0
+        self.limit = len(data)
         self.constants = constants
         self.functions = functions
         self.persistent: Find = persistent
@@ -99,62 +122,111 @@ class Machine:
         self.globals: dict[str, Global] = {}
         self.names: dict[str, None] = {}
         self.room = room
-        self.copies = _COPIED + 2 * (len(data) - start)
+        self.size = self.content = self.storages = self.views = self.granted = 0
+        self.copies = _COPIED + 2 * (self.end - self.place)
+
+    @property
+    def place(self) -> int:
+        """The place in the whole stream."""
+        return self.base + self.at
 
     def run(self) -> Loaded:
-        data, table, costs, size = self.data, TABLE, COSTS, len(self.data)
-        limit = size
+        table, costs = TABLE, COSTS
         while True:
-            if self.at >= limit:
-                # A frame must end where an opcode ends; then the data goes on without one.
-                if self.at > limit or limit == size:
-                    cut = Truncated if self.at >= size else Malformed
-                    raise cut(f"its pickle breaks off at byte {min(self.at, size)}")
-                limit = size
-            code = data[self.at]
+            if self.at >= self.limit:
+                self.go_on()
+            code = self.data[self.at]
             self.at += 1
             self.room -= costs[code]
             if self.room < 0:
-                raise Malformed(f"its pickle unfolds to more than its size allows, by byte {self.at}")
+                self.earn()
             if code == 0x2E:  # STOP
-                return Loaded(self.stack[-1], list(self.names), self.at, self.room)
+                self.earn()
+                return Loaded(self.stack[-1], list(self.names), self.place, self.room)
             if code == 0x95:  # FRAME
-                if limit != size:
-                    raise Malformed(f"its pickle has a frame within a frame at byte {self.at}")
-                length = int.from_bytes(self.take(8), "little")
-                limit = self.at + length
-                if limit > size:
-                    raise Malformed(f"its pickle has a frame that reaches beyond its end at byte {self.at}")
+                self.begin_frame()
                 continue
             handler = table[code]
             if handler is None:
-                raise Malformed(f"its pickle has the opcode {code:#04x} at byte {self.at - 1}: no checkpoint needs it")
+                place = self.place - 1
+                raise Malformed(f"its pickle has the opcode {code:#04x} at byte {place}: no checkpoint needs it")
             handler(self)
 
+    def go_on(self) -> None:
+        """At the end of a frame, or of what is at hand. A frame must end where an opcode ends."""
+        if self.frame and self.place >= self.frame:
+            if self.place > self.frame:
+                cut = Truncated if self.place >= self.end else Malformed
+                raise cut(f"its pickle breaks off at byte {self.place}")
+            self.frame = 0
+        if self.at >= len(self.data):
+            self.fetch(1)
+        self.bound()
+
+    def begin_frame(self) -> None:
+        if self.frame:
+            raise Malformed(f"its pickle has a frame within a frame at byte {self.place}")
+        length = int.from_bytes(self.take(8), "little")
+        if length > self.end - self.place:
+            raise Truncated(f"its pickle has a frame that reaches beyond its end at byte {self.place}")
+        self.frame = self.place + length if length else 0
+        self.bound()
+
+    def bound(self) -> None:
+        self.limit = min(len(self.data), self.frame - self.base) if self.frame else len(self.data)
+
+    def earn(self) -> None:
+        """Grants what has been earned so far; raises Malformed where it is too little."""
+        earned = Earned(self.size, self.content, self.storages, self.views).room - Earned(self.size).room
+        self.room += earned - self.granted
+        self.granted = earned
+        if self.room < 0:
+            raise Malformed(f"its pickle unfolds to more than its size allows, by byte {self.place}")
+
+    def fetch(self, count: int) -> None:
+        """Has `count` bytes at hand; raises Truncated where they are not there."""
+        if count > self.end - self.place:
+            raise Truncated(f"its pickle breaks off at byte {self.end}")
+        if len(self.stack) > MAX_ITEMS:
+            raise Malformed(f"its pickle has more than {MAX_ITEMS} values side by side, by byte {self.place}")
+        pieces = [self.data[self.at :]]
+        there = len(pieces[0])
+        while there < count:
+            pieces.append(next(self.blocks))
+            there += len(pieces[-1])
+        self.base += self.at
+        self.at, self.data = 0, b"".join(pieces)
+        self.bound()
+
     def take(self, count: int) -> bytes:
+        if count > len(self.data) - self.at:
+            self.fetch(count)
         at = self.at
-        end = at + count
-        if end > self.size:
-            raise Truncated(f"its pickle breaks off at byte {self.size}")
-        self.at = end
+        self.at = end = at + count
         return self.data[at:end]
 
     def byte(self) -> int:
-        at = self.at
-        if at >= self.size:
-            raise Truncated(f"its pickle breaks off at byte {self.size}")
-        self.at = at + 1
-        return self.data[at]
+        if self.at >= len(self.data):
+            self.fetch(1)
+        self.at += 1
+        return self.data[self.at - 1]
 
     def sized(self, width: int) -> bytes:
-        return self.take(int.from_bytes(self.take(width), "little"))
+        count = int.from_bytes(self.take(width), "little")
+        self.content += count + width + 1 if count < _MOST_COUNTED else _MOST_COUNTED
+        return self.take(count)
 
     def line(self) -> bytes:
         end = self.data.find(b"\n", self.at)
-        if end < 0:
-            raise Truncated(f"its pickle breaks off at byte {len(self.data)}")
+        while end < 0:
+            there = len(self.data) - self.at
+            if there > _MAX_LINE:
+                raise Malformed(f"its pickle has a line of more than {_MAX_LINE} bytes at byte {self.place}")
+            self.fetch(2 * there + 1 if 2 * there < self.end - self.place else max(there + 1, self.end - self.place))
+            end = self.data.find(b"\n", self.at + there)
         text = self.data[self.at : end]
         self.at = end + 1
+        self.content += min(len(text) + 2, _MOST_COUNTED)
         return text
 
     def pop_mark(self) -> list[Any]:
@@ -188,7 +260,7 @@ class Machine:
     def name(self, module: str, name: str) -> None:
         full = f"{module}.{name}"
         if len(full) > _MAX_NAME:
-            raise Malformed(f"its pickle has a name of {len(full)} characters at byte {self.at}")
+            raise Malformed(f"its pickle has a name of {len(full)} characters at byte {self.place}")
         if full in self.constants:
             self.names[full] = None
             self.stack.append(self.constants[full])
@@ -206,7 +278,7 @@ class Machine:
 
     def call(self, callee: Any, args: Any) -> Any:
         if not isinstance(callee, Global) or type(args) is not tuple:
-            raise Malformed(f"its pickle calls what is no name at byte {self.at}")
+            raise Malformed(f"its pickle calls what is no name at byte {self.place}")
         self.room -= CALLED
         function = self.functions.get(callee.name)
         if function is None:
@@ -216,9 +288,11 @@ class Machine:
             if type(argument) in _SIZED:
                 self.copies -= len(argument)
         if self.copies < 0:
-            raise Malformed(f"its pickle has the same contents copied over and over at byte {self.at}")
+            raise Malformed(f"its pickle has the same contents copied over and over at byte {self.place}")
         made = function(*args)
         # A tensor is a tuple too, of a kind of its own.
         if type(made) in _MADE and not any(made is argument for argument in args):
             self.room -= len(made) * (PLACED if type(made) not in (str, bytes) else 1)
+        elif type(made) is TensorInfo and made.storage is not None:
+            self.views += 1
         return made

@@ -146,6 +146,12 @@ def _jagged(arguments: Any) -> TensorInfo:
     return _made_of("nested", tuple(parts))
 
 
+def _parameter(*args: Any) -> Any:
+    """A parameter as torch before 0.4 pickled it, a call of its class: the tensor that it is."""
+    made = isinstance(args[0], (TensorInfo, Attributed)) if args else False
+    return args[0] if made else Opaque("torch.nn.parameter.Parameter", args)
+
+
 def _from_cpu(data: Any, *_: Any) -> TensorInfo:
     """A tensor of a device without storages, kept as a copy on the CPU: that copy."""
     return bare(data)
@@ -161,6 +167,7 @@ def _from_numpy(data: Any, dtype: Any, *_: Any) -> TensorInfo:
 
 
 FUNCTIONS: dict[str, Callable[..., Any]] = {
+    "torch.nn.parameter.Parameter": _parameter,
     "torch._utils._rebuild_parameter": lambda data, *_: data,
     "torch._utils._rebuild_parameter_with_state": lambda data, _grad, _hooks, state: attributed(data, state),
     "torch._utils._rebuild_sparse_tensor": _sparse,

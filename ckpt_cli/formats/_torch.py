@@ -13,11 +13,15 @@ from typing import Any, NamedTuple
 from ckpt_cli.checkpoint import ForeignGlobal, Storage, TensorInfo
 from ckpt_cli.errors import CkptError, Damaged
 from ckpt_cli.formats import _inert, _pickle, _special, _tree
+from ckpt_cli.formats._calls import COMMON, SCRIPT
 from ckpt_cli.formats._dtypes import ITEMSIZE, PER_BYTE, SCRIPT_STORAGE_DTYPE, STORAGE_DTYPE
 from ckpt_cli.formats._inert import Attributed
+from ckpt_cli.formats._stream import Stream
 from ckpt_cli.formats._torch_names import ALLOWED, DTYPES, QUANTIZERS, python3_name
 from ckpt_cli.shapes import MAX_BYTES, MAX_PLACE, MAX_SIZE, are_sizes
 
+# Bytes of a file that there are for a storage at least, besides its own: a number of elements in a legacy file.
+_LEAST_AROUND = 8
 _MEMORY_FORMATS = ("contiguous_format", "channels_last", "channels_last_3d", "preserve_format")
 
 
@@ -51,36 +55,45 @@ class Unpickled(NamedTuple):
 
 def interpret(
     path: str,
-    data: bytes,
+    stream: Stream,
     find: Callable[[StorageId], Storage],
     swapped: bool,
     size: int,
-    start: int = 0,
+    room: int | None = None,
     script: bool = False,
 ) -> Interpreted:
-    """Interprets the pickle of a torch file of `size` bytes; `find` gives the storage that an id means, as often as it
-    is met.
+    """Interprets the pickle of a torch file of `size` bytes; `find` gives the storage that an id means, once for each
+    key.
 
-    `script` says that TorchScript wrote it. Raises CkptError, with the path, for a pickle that is refused, and
-    what `find` raises.
+    `room` is what other pickles of the file left (see `_inert.Earned`). `script` says that TorchScript wrote it.
+    Raises CkptError, with the path, for a pickle that is refused, and what `find` raises.
     """
 
+    met: dict[tuple[str, int], _inert.Held] = {}
     dtypes: dict[str, str | None] = {}
+    claimed = 0
 
     def persistent(pid: Any) -> Any:
+        nonlocal claimed
         if type(pid) is tuple and len(pid) == 4 and pid[0] == "module":
             return pid[1]  # a class with its source text, of which only the class counts
         storage = storage_id(pid)
         if dtypes.setdefault(storage.key, storage.dtype) != storage.dtype:
             # torch never writes it, and when reading takes the first type for all.
             raise _inert.Malformed(f"its pickle gives storage {_inert.quoted(storage.key)} two types")
-        return _inert.Held(find(storage), storage.dtype)
+        held = met.get((storage.key, storage.bytes))
+        if held is None:
+            found = find(storage)
+            # Of storages that a legacy file has behind its pickles, no more can be there than have room in it.
+            claimed += (found.packed or found.bytes) + _LEAST_AROUND
+            held = met[storage.key, storage.bytes] = _inert.Held(found, storage.dtype, claimed <= size)
+        return held
 
-    functions = {**_COMMON, **_tensor_functions(swapped), **(_SCRIPT if script else {})}
+    functions = {**COMMON, **_tensor_functions(swapped), **(SCRIPT if script else {})}
     with refusing(path):
-        loaded = _pickle.load(data, _CONSTANTS, functions, persistent, start, size)
+        loaded = _pickle.load(stream, _CONSTANTS, functions, persistent, size, room)
     names = dict.fromkeys(python3_name(name) for name in loaded.globals)
-    ours = {*_SCRIPT, *_CONSTANTS} if script else ()
+    ours = {*SCRIPT, *_CONSTANTS} if script else ()
     foreign = tuple(
         ForeignGlobal(name, False)
         for name in names
@@ -89,13 +102,11 @@ def interpret(
     return Interpreted(loaded.value, foreign, loaded.end, loaded.room)
 
 
-def unpickle(
-    path: str, data: bytes, find: Callable[[StorageId], Storage], swapped: bool, size: int, start: int = 0
-) -> Unpickled:
+def unpickle(path: str, stream: Stream, find: Callable[[StorageId], Storage], swapped: bool, size: int) -> Unpickled:
     """The same, and what it holds by name."""
-    value, foreign, end, room = interpret(path, data, find, swapped, size, start)
+    value, foreign, end, room = interpret(path, stream, find, swapped, size)
     with refusing(path):
-        flat = _tree.flatten(value, end - start, room)
+        flat = _tree.flatten(value, end - stream.start, room)
     return Unpickled(flat.tensors, flat.values, foreign, end, flat.kinds)
 
 
@@ -227,66 +238,6 @@ def _wrapper(_kind: Any, dtype: Any, shape: Any, stride: Any, offset: Any, *_: A
     return _view(None, _dtype(dtype), offset, shape, stride, "subclass")
 
 
-def _ordered_dict(items: Any = ()) -> dict[Any, Any]:
-    return _inert.Ordered(_counter(items))
-
-
-def _encode(text: Any, encoding: Any = "latin-1") -> bytes:
-    if not isinstance(text, str) or encoding not in ("latin1", "latin-1", "utf-8"):
-        raise _inert.Malformed("it encodes text in a way that torch does not")
-    return text.encode(encoding)
-
-
-def _bytes(data: Any = b"", encoding: Any = "latin-1") -> bytes:
-    return data if isinstance(data, bytes) else _encode(data, encoding)
-
-
-def _counter(items: Any = ()) -> dict[Any, Any]:
-    made: dict[Any, Any] = {}
-    for key, value in items.items() if isinstance(items, dict) else items:
-        made[_inert.checked_key(key)] = value
-    return made
-
-
-def _named(name: Any, index: Any = None) -> str:
-    """A device or a layout: its name, and its number where it has one."""
-    if not isinstance(name, str) or not isinstance(index, (int, type(None))):
-        raise _inert.Malformed("it has a device or layout that torch does not have")
-    return name if index is None else f"{name}:{index}"
-
-
-def _set(items: Any = ()) -> set[Any]:
-    return {_inert.checked_key(item) for item in items}
-
-
-def _frozen(items: Any = ()) -> frozenset[Any]:
-    return frozenset(_set(items))
-
-
-# Calls that build a value from their arguments alone. Protocol 2 spells modules as Python 2 did.
-_COMMON: dict[str, Callable[..., Any]] = {
-    "collections.OrderedDict": _ordered_dict,
-    "collections.Counter": _counter,
-    "builtins.set": _set,
-    "__builtin__.set": _set,
-    "builtins.frozenset": _frozen,
-    "__builtin__.frozenset": _frozen,
-    "builtins.complex": complex,
-    "__builtin__.complex": complex,
-    "builtins.bytearray": _bytes,
-    "__builtin__.bytearray": _bytes,
-    "__builtin__.bytes": lambda: b"",
-    "torch.Size": lambda sizes=(): tuple(sizes),
-    "torch.device": _named,
-    "torch.serialization._get_layout": _named,
-    "_codecs.encode": _encode,
-}
-# What TorchScript wraps lists and dictionaries in, to give them a type.
-_SCRIPT: dict[str, Callable[..., Any]] = {
-    **{f"torch.jit._pickle.build_{kind}list": lambda data: data for kind in ("int", "double", "bool", "tensor")},
-    "torch.jit._pickle.restore_type_tag": lambda value, _kind: value,
-    "torch.jit._pickle.build_tensor_from_id": lambda _number: None,
-}
 _STORAGE_WORDS: dict[str, str | None] = {
     f"torch.{device}{name}Storage": dtype
     for device, names in (("", {**STORAGE_DTYPE, **SCRIPT_STORAGE_DTYPE}), ("cuda.", STORAGE_DTYPE))

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from ckpt_cli.checkpoint import TensorInfo
 from ckpt_cli.errors import CkptError
-from ckpt_cli.formats._inert import Attributed, Global, Opaque, Ordered, room_of
+from ckpt_cli.formats._inert import Attributed, Earned, Global, Opaque, Ordered
 from ckpt_cli.formats._known import known
 from ckpt_cli.formats._members import ITSELF, as_json, empty_as_json, key_text, kind_of, members_of, weight_of
 
@@ -42,14 +42,14 @@ class Flat(NamedTuple):
 
 
 def flatten(root: Any, size: int | None = None, room: int | None = None) -> Flat:
-    """What a pickle of `size` bytes held, by name, where there is `room` for it (see `room_of`).
+    """What a pickle of `size` bytes held, by name, where there is `room` for it (see `_inert.Earned`).
 
     A container without tensors is told once: where it is met again, the value says which name it is the same
     as. So a few kilobytes that unfold to 2**60 leaves cost what they weigh. Raises CkptError for what is nested
     deeper than MAX_DEPTH, and for what unfolds to more names or characters than its size allows.
     """
     size = MAX_NAMES if size is None else size
-    walk = _Walk(root, size, room_of(size) if room is None else room)
+    walk = _Walk(root, size, Earned(size).room if room is None else room)
     walk.run()
     return Flat(tuple(walk.tensors), walk.values, walk.kinds)
 
@@ -127,6 +127,10 @@ class _Walk:
         if len(self.around) > MAX_DEPTH:
             raise CkptError(f"its contents are nested deeper than {MAX_DEPTH} levels")
         self.count(name, 0, _CONTAINER)
+        if (
+            isinstance(value, (dict, list)) and (_VALUE + len(name)) * len(value) > self.room
+        ):  # before the first of them is listed
+            raise CkptError("its contents unfold to more than its size allows")
         self.kinds[name] = "mixed" if name in self.kinds else kind_of(value)
         self.first.setdefault(id(value), name)
         self.path.add(id(value))

@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import struct
 import zlib
+from collections.abc import Iterator
 from typing import NamedTuple
 
 from ckpt_cli.errors import CkptError, Damaged
 from ckpt_cli.formats import ByteSource
 from ckpt_cli.formats._inert import quoted, shown
+from ckpt_cli.formats._stream import BLOCK, Stream, blocks
 
 _END = struct.Struct("<4s4H2LH")
 _END64 = struct.Struct("<4sQ2H2L4Q")
@@ -21,10 +23,12 @@ _LOCATOR64 = struct.Struct("<4sLQL")
 _CENTRAL = struct.Struct("<4s6H3L5H2L")
 LOCAL = struct.Struct("<4s5H3L2H")
 _MAX_COMMENT = 65535
+# A name, an extra field and a comment, each as long as can be.
+_MAX_ENTRY = _CENTRAL.size + 3 * 65535
 # What stands in an end record for a count, size or place that only its zip64 record can hold.
 _FULL = (0xFFFF, 0xFFFFFFFF, 0xFFFFFFFF)
-# 10 million records would be 100,000 times what a large model has.
-_MAX_DIRECTORY = 1 << 30
+# Records: an optimizer of 100,000 parameters has 300,000, each of some eighty bytes in the directory.
+_MAX_RECORDS, _MAX_DIRECTORY = 400_000, 64 << 20
 # Pickles of state dicts pack fivefold, and are never much larger than the file with all its records. Small ones may be
 # anything: there is little to lose.
 _MAX_RATIO, _MAX_SHARE, _SMALL = 50, 16, 1 << 20
@@ -32,6 +36,8 @@ _MAX_RATIO, _MAX_SHARE, _SMALL = 50, 16, 1 << 20
 _MAX_DEFLATE = 1032
 STORED, DEFLATED = 0, 8
 FULL = 0xFFFFFFFF
+# An attribute of DOS. torch reads no bytes of what has it.
+_FOLDER = 0x10
 # A flag: sizes and CRC32 stand behind the bytes too.
 _DESCRIBED = 0x0008
 
@@ -72,7 +78,7 @@ def read_archive(source: ByteSource) -> Archive:
     if found < 0:
         raise Damaged(f"{source.path} is truncated: the end of its zip archive is missing", kind="truncated")
     end = tail_start + found
-    _, disk, first_disk, _, count, size, start, comment = _END.unpack_from(tail, found)
+    _, disk, first_disk, here, count, size, start, comment = _END.unpack_from(tail, found)
     notes = []
     if end + _END.size + comment > source.size:
         raise Damaged(f"{source.path} is truncated: it ends within the comment of its zip archive", kind="truncated")
@@ -85,13 +91,16 @@ def read_archive(source: ByteSource) -> Archive:
             raise CkptError(f"{source.path} breaks the zip format: its two end records contradict each other")
         stop, count, size, start = wide
         disk = first_disk = 0
-    if disk or first_disk or start + size != stop or size > _MAX_DIRECTORY:
+        here = count
+    if disk or first_disk or here != count or start + size != stop:
         raise CkptError(
             f"{source.path} breaks the zip format: its directory is not where its end record says "
             "(two archives in one file, or bytes put before it)"
         )
-    records = _directory(source, source.read_at(start, size), start)
-    if count != len(records) and (wide or count != 0xFFFF):
+    if count > _MAX_RECORDS or size > _MAX_DIRECTORY:
+        raise _too_many(source)
+    records = _directory(source, start, start + size)
+    if count != len(records) and (wide or count != _FULL[0]):
         raise CkptError(f"{source.path} breaks the zip format: {count} entries announced, {len(records)} there")
     return Archive(records, any(record.crc32 for record in records.values()), start, tuple(notes))
 
@@ -100,29 +109,44 @@ def _wide_end(source: ByteSource, end: int) -> tuple[int, int, int, int] | None:
     """Where a zip64 end record stands, and its count, size and start of the directory."""
     if end < _LOCATOR64.size + _END64.size:
         return None
-    signature, _, place, _ = _LOCATOR64.unpack(source.read_at(end - _LOCATOR64.size, _LOCATOR64.size))
+    signature, _, place, disks = _LOCATOR64.unpack(source.read_at(end - _LOCATOR64.size, _LOCATOR64.size))
     if signature != b"PK\6\7":
         return None
     if place + _END64.size > end:
         raise CkptError(f"{source.path} breaks the zip format: its zip64 end record lies outside the file")
     fields = _END64.unpack(source.read_at(place, _END64.size))
-    if fields[0] != b"PK\6\6" or place + 12 + fields[1] != end - _LOCATOR64.size:
+    whole = disks == 1 and fields[4:6] == (0, 0) and fields[6] == fields[7]
+    if fields[0] != b"PK\6\6" or place + 12 + fields[1] != end - _LOCATOR64.size or not whole:
         raise CkptError(f"{source.path} breaks the zip format: its zip64 end record is not one")
     return place, fields[7], fields[8], fields[9]
 
 
-def _directory(source: ByteSource, data: bytes, limit: int) -> dict[str, Record]:
+def _too_many(source: ByteSource) -> CkptError:
+    return CkptError(f"{source.path} is refused: its zip archive has more than {_MAX_RECORDS} records, or immense ones")
+
+
+def _directory(source: ByteSource, limit: int, stop: int) -> dict[str, Record]:
+    """The records, whose bytes end at `limit`, where the directory begins."""
     records: dict[str, Record] = {}
-    at = 0
-    while at < len(data):
+    data, at, read = b"", 0, limit
+    while at < len(data) or read < stop:
+        if len(data) - at < _MAX_ENTRY and read < stop:
+            block = source.read_at(read, min(2 * _MAX_ENTRY, stop - read))
+            data, at, read = data[at:] + block, 0, read + len(block)
+        if len(records) == _MAX_RECORDS:
+            raise _too_many(source)
         if len(data) - at < _CENTRAL.size or data[at : at + 4] != b"PK\1\2":
-            raise CkptError(f"{source.path} breaks the zip format: its directory is garbled at byte {limit + at}")
-        (_, _, _, flags, method, _, _, crc, packed, size, name_size, extra_size, comment, _, _, _, header) = (
-            _CENTRAL.unpack_from(data, at)
+            place = read - len(data) + at
+            raise CkptError(f"{source.path} breaks the zip format: its directory is garbled at byte {place}")
+        (_, _, _, flags, method, _, _, crc, packed, size, *sizes, disk, _, attributes, header) = _CENTRAL.unpack_from(
+            data, at
         )
+        name_size, extra_size, comment = sizes
         at += _CENTRAL.size
         raw, extra = data[at : at + name_size], data[at + name_size : at + name_size + extra_size]
         at += name_size + extra_size + comment
+        if at > len(data):
+            raise CkptError(f"{source.path} breaks the zip format: its directory ends within an entry")
         try:
             name = raw.decode()
         except UnicodeDecodeError as error:
@@ -131,6 +155,10 @@ def _directory(source: ByteSource, data: bytes, limit: int) -> dict[str, Record]
         problem = None
         if name in records:
             problem = "stands twice: readers differ on which one counts"
+        elif disk not in (0, 1):  # as torch has it
+            problem = "lies in another file of several"
+        elif attributes & _FOLDER and size:
+            problem = "is marked as a folder"
         elif flags & 0x2061:
             problem = "is encrypted or patched"
         elif method not in (STORED, DEFLATED):
@@ -195,39 +223,60 @@ def local_header(source: ByteSource, archive: Archive, record: Record) -> Local:
 
 def read_record(source: ByteSource, archive: Archive, record: Record, limit: int) -> bytes:
     """The record's bytes, unpacked, at most `limit`, and its CRC32 checked where the archive has one."""
+    return b"".join(checked_stream(source, archive, record, limit).blocks)
+
+
+def checked_stream(source: ByteSource, archive: Archive, record: Record, limit: int) -> Stream:
+    """The same as a stream: the bytes are read twice, for nothing of them counts before all have been checked."""
     if max(record.bytes, record.packed) > limit:
         raise CkptError(
             f"{source.path}: record {shown(record.name)} has {record.bytes} bytes, more than the limit of {limit}"
         )
-    data = source.read_at(local_header(source, archive, record).start, record.packed)
-    if record.method == DEFLATED:
-        # What is interpreted takes many times its bytes: a small file must not bring much of it.
-        if record.bytes > max(_SMALL, min(_MAX_RATIO * record.packed, _MAX_SHARE * source.size)):
-            raise CkptError(f"{source.path}: record {shown(record.name)} is packed beyond reason, as a bomb is")
-        data = _inflate(source, record, data)
-    if not archive.lacks_crc(record) and zlib.crc32(data) != record.crc32:
+    start = local_header(source, archive, record).start
+    # What is interpreted takes many times its bytes: a small file must not bring much of it.
+    most = max(_SMALL, min(_MAX_RATIO * record.packed, _MAX_SHARE * source.size))
+    if record.method == DEFLATED and record.bytes > most:
+        raise CkptError(f"{source.path}: record {shown(record.name)} is packed beyond reason, as a bomb is")
+    unpacked = _unpacked if record.method == DEFLATED else _stored
+    crc32 = 0
+    for block in unpacked(source, record, start):
+        crc32 = zlib.crc32(block, crc32)
+    if not archive.lacks_crc(record) and crc32 != record.crc32:
         raise Damaged(
             f"{source.path}: record {shown(record.name)} is damaged: its CRC32 does not fit",
             kind="crc-mismatch",
             record=record.name,
         )
-    return data
+    return Stream(unpacked(source, record, start), record.bytes)
 
 
-def _inflate(source: ByteSource, record: Record, packed: bytes) -> bytes:
+def _stored(source: ByteSource, record: Record, start: int) -> Iterator[bytes]:
+    return blocks(source, start, start + record.packed)
+
+
+def _unpacked(source: ByteSource, record: Record, start: int) -> Iterator[bytes]:
     unpacker = zlib.decompressobj(-15)
+    read = made = 0
     try:
-        data = unpacker.decompress(packed, record.bytes + 1)
+        while not unpacker.eof and made <= record.bytes:
+            data = unpacker.unconsumed_tail
+            if not data:
+                data = source.read_at(start + read, min(BLOCK, record.packed - read))
+                read += len(data)
+            block = unpacker.decompress(data, BLOCK)
+            if not data and not block:
+                break
+            made += len(block)
+            yield block
     except zlib.error as error:
         raise Damaged(
             f"{source.path}: record {shown(record.name)} cannot be unpacked: {error}",
             kind="cannot-unpack",
             record=record.name,
         ) from error
-    if len(data) != record.bytes or not unpacker.eof:
+    if made != record.bytes or not unpacker.eof:
         raise Damaged(
             f"{source.path}: record {shown(record.name)} unpacks to another size than it says",
             kind="cannot-unpack",
             record=record.name,
         )
-    return data

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import math
-from collections import Counter
 from collections.abc import Iterable
 from typing import Any
 
@@ -17,13 +16,17 @@ from ckpt_cli.checkpoint import Storage, TensorFile, TensorInfo
 from ckpt_cli.errors import CkptError, Damaged
 from ckpt_cli.formats import ByteSource
 from ckpt_cli.formats._dtypes import ITEMSIZE
+from ckpt_cli.formats._header import METADATA, Refused, Repeated, check_depth, members
 from ckpt_cli.formats._inert import quoted
 from ckpt_cli.shapes import contiguous_stride
 
 NAME = "safetensors"
 MAX_HEADER = 100_000_000
-_MAX_DEPTH = 127
+# The largest model has some thousands of tensors, and hardly one of nothing; each takes a thousand bytes of memory.
+_MAX_EMPTY = 30_000
 _U64 = 2**64
+# First and last byte, torch dtype, shape and bytes per element.
+_Placed = tuple[int, int, str, tuple[int, ...], int]
 # What torch's HuggingFaceStorageWriter says where each tensor of a file is a slice of one that lies in several.
 _SLICES = "DCP_SHARDING_INFO"
 _FIELDS = ("dtype", "shape", "data_offsets")
@@ -55,9 +58,13 @@ DTYPES = {
 
 
 def matches(head: bytes, size: int) -> bool:
-    """A plausible header length and a `{` behind it; the reader takes blanks before the brace."""
+    """A plausible header length and a `{` behind it; the reader takes blanks before the brace.
+
+    Of an interrupted write the length may be all there is.
+    """
     length = int.from_bytes(head[:8], "little")
-    return len(head) > 8 and length <= MAX_HEADER and head[8:].lstrip(b" \t\r\n")[:1] in (b"{", b"")
+    begun = len(head) > 8 or (size == 8 and length > 1)
+    return begun and length <= MAX_HEADER and head[8:].lstrip(b" \t\r\n")[:1] in (b"{", b"")
 
 
 def check(source: ByteSource) -> None:
@@ -71,20 +78,11 @@ def records(source: ByteSource) -> Iterable[Storage]:
 
 
 def read(source: ByteSource) -> TensorFile:
-    header, start = _header(source)
-    for name, entry in _lost(header):
-        _described(source, name, entry)  # the library reads what it then forgets
-    if "__metadata__" in _twice(header):
-        raise _broken(source, "its __metadata__ stands twice")
-    metadata = header.pop("__metadata__", None)
-    if metadata is not None and not (
-        isinstance(metadata, dict) and all(isinstance(value, str) for value in metadata.values())
-    ):
-        raise _broken(source, "its __metadata__ maps to something else than text")
+    placed, metadata, start = _header(source)
     slices = _slices(source, (metadata or {}).get(_SLICES))
-    placed = [_tensor(source, name, entry) for name, entry in header.items()]
     end = 0
-    for first, last, name, *_ in sorted(placed):
+    for name in sorted(placed, key=lambda name: (placed[name][:2], name)):
+        first, last = placed[name][:2]
         if first != end or last < first:
             raise _broken(source, f"the bytes of tensor {quoted(name)} do not follow on those before it")
         end = last
@@ -94,19 +92,20 @@ def read(source: ByteSource) -> TensorFile:
         )
     if start + end < source.size:
         raise _broken(source, f"{source.size - start - end} bytes follow its data")
-    tensors, storages = [], []
-    for first, last, name, dtype, shape, itemsize in placed:
+    tensors = []
+    for name, (first, last, dtype, shape, itemsize) in placed.items():
         storage = Storage(name, source.path, start + first, last - first)
-        storages.append(storage)
         # torch has no floats of six bits, and none of four in odd number: their bytes are no elements of ours.
         form = "strided" if math.prod(shape) * itemsize == last - first else f"packed {dtype}"
         tensor = TensorInfo(name or "<root>", dtype, shape, contiguous_stride(shape), 0, itemsize, storage, form)
         tensors.append(_slice(source, tensor, slices[name]) if name in slices else tensor)
+    storages = tuple(tensor.storage for tensor in tensors if tensor.storage)
     values = {"__metadata__." + key: value for key, value in (metadata or {}).items()}
-    return TensorFile(source.path, NAME, tuple(tensors), values, storages=tuple(storages))
+    return TensorFile(source.path, NAME, tuple(tensors), values, storages=storages)
 
 
-def _header(source: ByteSource) -> tuple[dict[str, Any], int]:
+def _header(source: ByteSource) -> tuple[dict[str, _Placed], dict[str, str] | None, int]:
+    """The tensors by name, the metadata, and where the data begins."""
     if source.size < 8:
         raise Damaged(f"{source.path} is truncated: it ends within the length of its header", kind="truncated")
     length = int.from_bytes(source.read_at(0, 8), "little")
@@ -114,94 +113,40 @@ def _header(source: ByteSource) -> tuple[dict[str, Any], int]:
         raise _broken(source, f"its header of {length} bytes is larger than {MAX_HEADER}")
     if 8 + length > source.size:
         raise Damaged(f"{source.path} is truncated: it ends within its header", kind="truncated")
+    placed: dict[str, _Placed] = {}
+    told: list[Any] = []
+    nothing = 0
     try:
-        text = source.read_at(8, length).decode()
-        if text.startswith("\ufeff"):
-            raise ValueError("it begins with a byte order mark")
-        lost: list[Any] = []
-
-        def pairs(found: list[tuple[str, Any]]) -> dict[str, Any]:
-            made = _pairs(found)
-            lost.extend(_lost(made))
-            return made
-
-        header = json.loads(
-            text, object_pairs_hook=pairs, parse_constant=_no_constant, parse_int=_integer, parse_float=_number
-        )
-        if "\\ud" in text.lower():
-            json.dumps([header, lost], ensure_ascii=False).encode()  # a lone surrogate is no text: a ValueError
-    except RecursionError as error:
-        raise _broken(source, "its header is nested too deep") from error
+        for name, entry in members(source, 8, 8 + length):
+            if name != METADATA:
+                # Of two that are called alike the library reads both, and forgets the first.
+                placed[name] = found = _tensor(source, name, entry)
+                nothing += found[0] == found[1]
+            elif told or not isinstance(entry, (dict, type(None))):
+                raise _broken(source, "its __metadata__ stands twice, or is something else than texts")
+            else:
+                told.append(entry)
+            if nothing > _MAX_EMPTY:
+                raise _broken(source, f"it has more than {_MAX_EMPTY} tensors without a byte")
+    except Refused as error:
+        raise _broken(source, f"its header {error}") from error
     except ValueError as error:
         raise _broken(source, f"its header is not JSON: {error}") from error
-    if not isinstance(header, dict):
-        raise _broken(source, "its header is not a JSON object")
-    # Three brackets a tensor; only far more of them can be nested as deep as the library refuses.
-    if text.count("{") + text.count("[") > 3 * len(header) + _MAX_DEPTH // 2 and _depth(header) > _MAX_DEPTH:
-        raise _broken(source, "its header is nested too deep")
-    return header, 8 + length
-
-
-class _Repeated(dict[str, Any]):
-    """An object with keys that stood twice. The later one wins, as in the library, where it does not refuse it."""
-
-    twice: frozenset[str] = frozenset()
-    lost: tuple[tuple[str, Any], ...] = ()
-
-
-def _pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    made = dict(pairs)
-    if len(made) == len(pairs):
-        return made
-    repeated = _Repeated(made)
-    repeated.twice = frozenset(key for key, times in Counter(key for key, _ in pairs).items() if times > 1)
-    repeated.lost = tuple((key, value) for key, value in pairs if made[key] is not value)
-    return repeated
-
-
-def _lost(value: Any) -> tuple[tuple[str, Any], ...]:
-    return value.lost if isinstance(value, _Repeated) else ()
-
-
-def _twice(value: dict[str, Any]) -> frozenset[str]:
-    return value.twice if isinstance(value, _Repeated) else frozenset()
-
-
-def _depth(value: Any) -> int:
-    level, depth = [value], 0
-    while level:
-        depth += 1
-        inner = [child for item in level for child in (item.values() if isinstance(item, dict) else item)]
-        level = [child for child in inner if isinstance(child, (dict, list))]
-    return depth
-
-
-def _integer(text: str) -> int | float:
-    """Minus zero, and what no u64 holds, are floating-point numbers to the library."""
-    return _number(text) if text == "-0" or len(text) > 20 else int(text)
-
-
-def _number(text: str) -> float:
-    number = float(text)
-    if math.isinf(number):
-        raise ValueError("a number is out of range")
-    return number
-
-
-def _no_constant(name: str) -> Any:
-    raise ValueError(f"{name} is no JSON")
+    return placed, told[0] if told else None, 8 + length
 
 
 def _described(source: ByteSource, name: str, entry: Any) -> tuple[str, list[int], list[int]]:
     """dtype code, shape and offsets of one header entry, each of its type."""
+    if type(entry) is not dict or len(entry) > len(_FIELDS):
+        check_depth(entry)
     if isinstance(entry, list) and len(entry) == len(_FIELDS):
         entry = dict(zip(_FIELDS, entry))  # no writer makes them, but the library takes the fields in this order
     if not isinstance(entry, dict):
         raise _broken(source, f"tensor {quoted(name)} is not described by an object")
     code, shape, offsets = (entry.get(key) for key in _FIELDS)
-    if _twice(entry) & set(_FIELDS):
+    if isinstance(entry, Repeated) and entry.twice & set(_FIELDS):
         raise _broken(source, f"tensor {quoted(name)} is described twice over")
-    if isinstance(code, dict) and len(code) == 1 and not _twice(code) and None in code.values():
+    if isinstance(code, dict) and len(code) == 1 and not isinstance(code, Repeated) and None in code.values():
         code = next(iter(code))  # and a dtype as the name of nothing
     if not isinstance(code, str) or code not in DTYPES:
         raise _broken(source, f"tensor {quoted(name)} has the unknown dtype {quoted(str(code))}")
@@ -212,8 +157,8 @@ def _described(source: ByteSource, name: str, entry: Any) -> tuple[str, list[int
     return code, shape, offsets
 
 
-def _tensor(source: ByteSource, name: str, entry: Any) -> tuple[int, int, str, str, tuple[int, ...], int]:
-    """First and last byte, name, torch dtype, shape and bytes per element of one header entry."""
+def _tensor(source: ByteSource, name: str, entry: Any) -> _Placed:
+    """One header entry, held against itself."""
     code, shape, offsets = _described(source, name, entry)
     dtype, bits = DTYPES[code]
     total = 1
@@ -225,7 +170,7 @@ def _tensor(source: ByteSource, name: str, entry: Any) -> tuple[int, int, str, s
         raise _broken(source, f"the shape of tensor {quoted(name)} does not fit its bytes")
     if code == "F4" and shape:
         shape = [*shape[:-1], shape[-1] // 2]  # torch packs two in one element
-    return offsets[0], offsets[1], name, dtype, tuple(shape), ITEMSIZE.get(dtype, 1)
+    return offsets[0], offsets[1], dtype, tuple(shape), ITEMSIZE.get(dtype, 1)
 
 
 def _slices(source: ByteSource, text: str | None) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from ckpt_cli.checkpoint import Storage, TensorFile, TensorInfo
 from ckpt_cli.errors import CkptError, Damaged
 from ckpt_cli.formats import ByteSource, _pickle, _tree
 from ckpt_cli.formats._inert import Malformed, RunsCode, Truncated, quoted, shown
+from ckpt_cli.formats._stream import range_of
 from ckpt_cli.formats._torch import Interpreted, StorageId, interpret, refusing
 
 NAME = "torch-legacy"
@@ -21,7 +22,6 @@ _MAGIC = 0x1950A86A20F9469CFC6C
 _PROTOCOL = 1001
 # LONG1 of ten bytes: how every pickle protocol that torch allows spells the magic number.
 _SPELLED = b"\x8a\x0a" + _MAGIC.to_bytes(10, "little") + b"."
-_FIRST_READ = 1 << 20
 _MAX_PICKLES = 256 << 20
 
 
@@ -38,6 +38,9 @@ class _Head(NamedTuple):
 
 
 def matches(head: bytes, size: int) -> bool:
+    """The magic number, or as much of it as an interrupted write left."""
+    if size < len(_SPELLED) + 2:
+        return size > 0 and (b"\x80\x02" + _SPELLED).startswith(head)
     return head[:1] == b"\x80" and _SPELLED in head[:32]
 
 
@@ -55,34 +58,27 @@ def read(source: ByteSource) -> TensorFile:
     return _described(source, _read)
 
 
-def _described(source: ByteSource, read: Callable[[ByteSource, bytes], _Found]) -> _Found:
-    """What `read` finds in as many bytes of the file as its pickles take."""
-    most = min(source.size, _MAX_PICKLES)
-    length = min(most, _FIRST_READ)
-    while True:
-        try:
-            return read(source, source.read_at(0, length))
-        except Truncated as error:
-            # How long the pickles are is written nowhere: what breaks off in a part of the file is read further.
-            if length == most:
-                raise Damaged(
-                    f"{source.path} is truncated: it ends within its description", kind="truncated"
-                ) from error
-            length = min(most, 8 * length)
-        except (Malformed, RunsCode) as error:
-            if source.path not in error.message:
-                error.message = f"{source.path} is refused: {error.message}"
-            raise
+def _described(source: ByteSource, read: Callable[[ByteSource], _Found]) -> _Found:
+    """What `read` finds, with the file's path before what it is refused for."""
+    try:
+        return read(source)
+    except Truncated as error:
+        raise Damaged(f"{source.path} is truncated: it ends within its description", kind="truncated") from error
+    except (Malformed, RunsCode) as error:
+        if source.path not in error.message:
+            error.message = f"{source.path} is refused: {error.message}"
+        raise
 
 
-def _head(source: ByteSource, data: bytes) -> _Head:
+def _head(source: ByteSource) -> _Head:
     """The objects and the storages that they are views of; where those lie is known only behind the objects."""
-    at = 0
+    at, room = 0, None
+    most = min(source.size, _MAX_PICKLES)
     plain: list[Any] = []
     for _ in range(3):
-        loaded = _pickle.load(data, {}, {}, _nothing, at)
+        loaded = _pickle.load(range_of(source, at, most), {}, {}, _nothing, source.size, room)
         plain.append(loaded.value)
-        at = loaded.end
+        at, room = loaded.end, loaded.room
     magic, protocol, machine = plain
     if magic != _MAGIC or protocol != _PROTOCOL or not isinstance(machine, dict):
         # Only a number is shown: the text of a value that holds itself many times over never ends.
@@ -95,13 +91,14 @@ def _head(source: ByteSource, data: bytes) -> _Head:
             raise CkptError(f"{source.path}: its pickle gives storage {quoted(storage.key)} two lengths")
         return Storage(storage.key, source.path, 0, storage.bytes)
 
-    objects = interpret(source.path, data, note, False, source.size, at)
-    keys = _pickle.load(data, {}, {}, _nothing, objects.end)
+    objects = interpret(source.path, range_of(source, at, most), note, False, source.size, room)
+    keys = _pickle.load(range_of(source, objects.end, most), {}, {}, _nothing, source.size, objects.room)
+    objects = objects._replace(room=keys.room)
     return _Head(objects, objects.end - at, _place(source, keys.value, keys.end, wanted), keys.end)
 
 
-def _read(source: ByteSource, data: bytes) -> TensorFile:
-    objects, length, storages, end = _head(source, data)
+def _read(source: ByteSource) -> TensorFile:
+    objects, length, storages, end = _head(source)
     with refusing(source.path):
         flat = _tree.flatten(objects.value, length, objects.room)
     tensors = tuple(_placed(tensor, storages) for tensor in flat.tensors)

@@ -15,6 +15,7 @@ from ckpt_cli.checkpoint import Storage, TensorFile
 from ckpt_cli.errors import CkptError, Damaged
 from ckpt_cli.formats import ByteSource, _records, _torchscript, _tree, _zip
 from ckpt_cli.formats._inert import quoted, shown
+from ckpt_cli.formats._stream import Stream
 from ckpt_cli.formats._torch import StorageId, Unpickled, interpret, refusing, unpickle
 
 NAME = "torch-zip"
@@ -45,9 +46,10 @@ def read(source: ByteSource) -> TensorFile:
     root = _root(source, archive)
     offsets, notes = _records.walk(source, archive)
     file = _File(source, archive, root, offsets, [*archive.notes, *notes], {})
-    version = (file.record("version", 64) or b"3").strip()
-    if not version.isdigit() or len(version) > 6 or not 1 <= int(version) <= _MAX_VERSION:
-        raise CkptError(f"{source.path} is of the unknown file version {version.decode('latin-1')!a}")
+    version = file.record("version", 64)
+    number = b"1" if version is None else version.strip()
+    if not number.isdigit() or len(number) > 6 or not 1 <= int(number) <= _MAX_VERSION:
+        raise CkptError(f"{source.path} is of the unknown file version {number.decode('latin-1')!a}")
     order = (file.record("byteorder", 64) or b"little").strip()
     if order not in (b"little", b"big"):
         raise CkptError(f"{source.path} has the unknown byte order {order.decode('latin-1')!a}")
@@ -55,9 +57,12 @@ def read(source: ByteSource) -> TensorFile:
     if f"{root}/constants.pkl" in archive.records:
         container, read = "torchscript", _script(file, swapped)
     else:
-        container, data = NAME, file.record("data.pkl", _MAX_PICKLE) or b""
+        container, data = NAME, file.stream("data.pkl")
         read = unpickle(source.path, data, file.find("data"), swapped, source.size)
         file.note_rest("the pickle", data, read.end)
+    if version is None:  # torch does not load without it; that the pickle would run code is the worse news
+        what = f"{source.path}: record {shown(f'{root}/version')} is missing"
+        raise Damaged(what, kind="missing-record", record=f"{root}/version")
     skipped = sum(archive.skipped(record) for record in archive.records.values())
     if skipped:
         file.notes.append(f"{skipped} of its storages were saved without their data, or filled in later: no CRC32")
@@ -80,6 +85,11 @@ class _File(NamedTuple):
     def record(self, name: str, limit: int) -> bytes | None:
         entry = self.archive.records.get(f"{self.root}/{name}")
         return None if entry is None else _zip.read_record(self.source, self.archive, entry, limit)
+
+    def stream(self, name: str) -> Stream:
+        """A pickle, of which there must be no more than _MAX_PICKLE."""
+        entry = self.archive.records[f"{self.root}/{name}"]
+        return _zip.checked_stream(self.source, self.archive, entry, _MAX_PICKLE)
 
     def find(self, folder: str) -> Callable[[StorageId], Storage]:
         """What gives the storages whose bytes are the records of `folder`; in others than data/ their names say so."""
@@ -106,9 +116,9 @@ class _File(NamedTuple):
 
         return find
 
-    def note_rest(self, what: str, data: bytes, end: int) -> None:
-        if end != len(data):
-            self.notes.append(f"{len(data) - end} bytes follow the end of {what}")
+    def note_rest(self, what: str, data: Stream, end: int) -> None:
+        if end != data.length:
+            self.notes.append(f"{data.length - end} bytes follow the end of {what}")
 
 
 def _script(file: _File, swapped: bool) -> Unpickled:
@@ -124,17 +134,17 @@ def _script(file: _File, swapped: bool) -> Unpickled:
         code = _zip.read_record(file.source, file.archive, file.archive.records[name], _MAX_PICKLE)
         prefix = name[len(begin) : -len(".py")].replace("/", ".")
         classes.update(_torchscript.declared(prefix, code.decode("utf-8", "replace")))
-    data, constants = (file.record(f"{name}.pkl", _MAX_PICKLE) or b"" for name in ("data", "constants"))
+    data, constants = (file.stream(f"{name}.pkl") for name in ("data", "constants"))
     size = file.source.size
     module = interpret(path, data, file.find("data"), swapped, size, script=True)
-    others = interpret(path, constants, file.find("constants"), swapped, size, script=True)
+    others = interpret(path, constants, file.find("constants"), swapped, size, module.room, script=True)
     file.note_rest("the pickle", data, module.end)
     file.note_rest("the constants", constants, others.end)
     with refusing(path):
         _torchscript.arrange(module.value, classes, module.end)
-        tensors, values, _ = _tree.flatten(module.value, module.end, module.room)
+        tensors, values, _ = _tree.flatten(module.value, module.end, others.room // 2)
         if others.value:
-            more = _tree.flatten({"<constants>": others.value}, others.end, others.room)
+            more = _tree.flatten({"<constants>": others.value}, others.end, others.room // 2)
             tensors, values = tensors + more[0], values | more[1]
     foreign = dict.fromkeys(module.foreign_globals + others.foreign_globals)
     return Unpickled(tensors, values, tuple(foreign), module.end, {})
