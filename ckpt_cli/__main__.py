@@ -9,9 +9,9 @@ def run() -> None:
     names of a large file takes a tenth of its time."""
     gc.disable()
     try:
-        from ckpt_cli.app import run as run_app
+        from ckpt_cli.app import main
 
-        run_app()
+        sys.exit(main())
     except KeyboardInterrupt:  # before the app could see to it
         sys.exit(130)
 

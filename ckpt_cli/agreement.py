@@ -12,10 +12,9 @@ from typing import Any
 
 from ckpt_cli.checkpoint import Checkpoint, Problem
 from ckpt_cli.integrity import Checked
+from ckpt_cli.revisions import padded
 
 Shape = tuple[int, ...]
-# nanochat pads the vocabulary to a multiple of this (the metadata has the number before).
-_PADDING = 64
 _EMBEDDINGS = (
     "transformer.wte.weight",
     "model.embed_tokens.weight",
@@ -96,6 +95,7 @@ def _bare(name: str) -> str:
 
 
 def _step(checkpoint: Checkpoint, meta: dict[str, Any], path: str) -> Iterator[Problem]:
+    """Where the metadata says another step than the name does."""
     for key in ("step", "global_step"):
         step = meta.get(key)
         if checkpoint.unit == "step" and type(step) is int and checkpoint.step not in (None, step):
@@ -113,7 +113,7 @@ def _configured(meta: dict[str, Any], shapes: Mapping[str, Shape]) -> Iterator[s
         return
     rows, width = shapes[name]
     vocabulary, wide = config.get("vocab_size"), _number(config, _WIDTHS)
-    if type(vocabulary) is int and rows not in {vocabulary, -(-vocabulary // _PADDING) * _PADDING if own else None}:
+    if type(vocabulary) is int and rows not in {vocabulary, padded(vocabulary) if own else None}:
         yield f"vocab_size is {vocabulary}, but {name} has {rows} rows"
     if wide is not None and width != wide:
         yield f"the width is {wide}, but {name} has {width} columns"
@@ -131,6 +131,7 @@ def _configured(meta: dict[str, Any], shapes: Mapping[str, Shape]) -> Iterator[s
 
 
 def _heads(config: dict[str, Any], width: int, shapes: Mapping[str, Shape]) -> Iterator[str]:
+    """Where nanochat's numbers of heads contradict the width, or the rows of the keys."""
     heads, shared = config.get("n_head"), config.get("n_kv_head")
     if type(heads) is not int or heads < 1:
         return
@@ -144,4 +145,5 @@ def _heads(config: dict[str, Any], width: int, shapes: Mapping[str, Shape]) -> I
 
 
 def _number(config: dict[str, Any], names: Iterable[str]) -> int | None:
+    """The first whole number under any of the names."""
     return next((config[name] for name in names if type(config.get(name)) is int), None)

@@ -15,8 +15,6 @@ from ckpt_cli.ui import out
 
 # In the order of `ckpt --help`; each is the module of its name in `commands`.
 COMMANDS = ("list", "latest", "inspect", "verify", "load-test", "patch-config", "prune", "convert", "demo")
-
-
 # What an option takes, as click calls it and as we do.
 _KINDS = (("int range", "whole number"), ("float range", "number"), ("int", "whole number"), ("float", "number"))
 
@@ -127,9 +125,6 @@ def _usage_error(error: Exception) -> CkptError | None:
         message = message.split(" (")[0].split(". ")[0]
     path = context.command_path if context else "ckpt"
     hint = f"did you mean {close[0]}" if close else f"`{path} --help` shows what there is"
+    if message.startswith("no such option: -") and not message.startswith("no such option: --"):
+        hint += ", and -- goes before a TARGET that begins with -"
     return CkptError(message, hint)
-
-
-def run() -> None:
-    """The console script."""
-    sys.exit(main())

@@ -47,7 +47,7 @@ def by_worth(runs: Iterable[Sequence[Checkpoint]], budget: Budget) -> list[tuple
     return worth + [(c, "newest") for *_, c in rest if (c.run_dir, c.ref) not in best]
 
 
-def fitting(
+def affordable(
     worth: Iterable[tuple[Checkpoint, str]], room: int, cost: Callable[[Checkpoint], int]
 ) -> list[tuple[Checkpoint, str]]:
     """As many from the front as fit into `room` bytes, which may be below 0. `cost` is asked in that order, once each.

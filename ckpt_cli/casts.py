@@ -63,6 +63,7 @@ def _with(source: str, target: str) -> Cast:
 
 
 def numpy_cast(numpy: Any, source: str, target: str) -> Cast:
+    """The cast from one dtype to another by numpy, in the bits that torch makes."""
     widen = _widener(numpy, source)
 
     def to_bfloat16(data: memoryview) -> Any:
@@ -134,6 +135,7 @@ def _nans(numpy: Any, source: str) -> Any:
 
 
 def torch_cast(source: str, target: str) -> Cast:
+    """The same by torch itself."""
     import ctypes
 
     import torch

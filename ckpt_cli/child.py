@@ -60,5 +60,6 @@ def _write(path: str, text: str) -> None:
 
 
 def _watch() -> None:
+    """Ends the process when whoever asked is gone."""
     sys.stdin.read()
     os._exit(1)

@@ -16,17 +16,15 @@ from itertools import chain, count
 from typing import Any
 
 from ckpt_cli.checkpoint import Checkpoint, TensorFile, TensorInfo
-from ckpt_cli.formats.safetensors import DTYPES
 from ckpt_cli.metadata import read_metadata
 from ckpt_cli.origin import unwrapped
-from ckpt_cli.shapes import MAX_BYTES, are_sizes
+from ckpt_cli.ties import view_of
 
 # Names alike that are told apart by the next number.
 _MANY = 100
 _OURS = "__metadata__.ckpt."
 # What the safetensors library, and torch's distributed checkpoints through it, say of the file itself.
 _FORM = ("format", "DCP_VERSION", "DCP_SHARDING_INFO")
-_ITEMSIZE = {dtype: max(1, bits // 8) for dtype, bits in DTYPES.values()}
 
 
 def metadata_of(checkpoint: Checkpoint | None, file: str | None, read: Sequence[TensorFile]) -> dict[str, Any]:
@@ -125,25 +123,11 @@ def _tied(file: TensorFile) -> list[TensorInfo]:
     found = []
     for name, alias in aliases.items() if isinstance(aliases, dict) else ():
         if name not in here and isinstance(alias, dict):
-            view = _view(name, alias, here.get(str(alias.get("of"))))
+            host = here.get(str(alias.get("of")))
+            view = view_of(name, alias, host) if host else None
             found += [view] if view else []
     for key, of in file.values.items():
         name = key.removeprefix("__metadata__.")
         if name != key and name != "format" and name not in here and isinstance(of, str) and of in here:
             found.append(here[of]._replace(name=name))
     return found
-
-
-def _view(name: str, alias: Mapping[str, Any], host: TensorInfo | None) -> TensorInfo | None:
-    dtype, shape, stride, at = (alias.get(key) for key in ("dtype", "shape", "stride", "offset"))
-    if host is None or not (isinstance(dtype, str) and isinstance(shape, list) and isinstance(stride, list)):
-        return None
-    if dtype not in _ITEMSIZE or len(shape) != len(stride) or type(at) is not int or at < 0:
-        return None
-    if not are_sizes(shape) or not are_sizes(stride) or math.prod(shape) > MAX_BYTES:
-        return None
-    size = _ITEMSIZE[dtype]
-    reach = at + 1 + sum((n - 1) * step for n, step in zip(shape, stride))
-    if math.prod(shape) and reach * size > host.bytes:
-        return None
-    return TensorInfo(name, dtype, tuple(shape), tuple(stride), at, size, host.storage)

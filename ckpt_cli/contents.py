@@ -11,7 +11,7 @@ import re
 from collections.abc import Sequence
 from shlex import quote
 
-from ckpt_cli.checkpoint import Checkpoint, Part, Role, TensorFile, TensorInfo
+from ckpt_cli.checkpoint import Checkpoint, Part, Piece, Role, TensorFile, TensorInfo
 from ckpt_cli.errors import CkptError, Damaged
 from ckpt_cli.formats import FileSource
 from ckpt_cli.shapes import contiguous_stride, tiling_fault
@@ -22,7 +22,6 @@ _BESIDE = (".json", ".sha256", ".keep")
 # The roles that --part names; else it is the path of a file.
 PARTS: tuple[Role, ...] = ("model", "optimizer", "adapter")
 _DATA_FILE = re.compile(r"(__[0-9]+)_[0-9]+\.distcp")
-_Piece = tuple["str | tuple[int, ...]", TensorInfo]
 
 
 def paths_of(file: str | None, checkpoint: Checkpoint | None, part: str | None) -> list[str]:
@@ -94,6 +93,14 @@ def read_files(paths: Sequence[str]) -> list[TensorFile]:
     return read
 
 
+def as_one(files: Sequence[TensorFile]) -> TensorFile:
+    """What several files hold that describe one thing together, as if the first held it all."""
+    if len(files) == 1:
+        return files[0]
+    values = {name: value for file in files for name, value in file.values.items()}
+    return files[0]._replace(tensors=tuple(tensor for file in files for tensor in file.tensors), values=values)
+
+
 def _join(name: str, slices: Sequence[TensorInfo], path: str) -> TensorInfo:
     """The tensor whose slices these are. A slice from an index knows the whole shape, any other only where it ends."""
     first = slices[0]
@@ -118,7 +125,7 @@ def _join(name: str, slices: Sequence[TensorInfo], path: str) -> TensorInfo:
     fault = tiling_fault(shape, [(at, piece.shape) for at, piece in pieces.items()])
     if fault:
         raise Damaged(f"{path}: the slices of tensor {name!a} do not make it up: {fault}", path=path)
-    ordered: tuple[_Piece, ...] = tuple(sorted(pieces.items()))
+    ordered: tuple[Piece, ...] = tuple(sorted(pieces.items()))
     return first._replace(shape=shape, stride=contiguous_stride(shape), storage=None, form="chunked", pieces=ordered)
 
 

@@ -22,9 +22,7 @@ from ckpt_cli.nesting import lossy, mixed
 from ckpt_cli.origin import Origin, gather, told_kinds
 from ckpt_cli.parallel import put_together
 from ckpt_cli.provenance import CONFIGS, META, fingerprint, metadata_of
-from ckpt_cli.recipe import Recipe as Recipe
-from ckpt_cli.recipe import Request as Request
-from ckpt_cli.recipe import joined
+from ckpt_cli.recipe import Recipe, Request, joined
 from ckpt_cli.tensors import read_tensors, readable
 from ckpt_cli.ties import Alias, untie_equals
 from ckpt_cli.writing import Output, item_bytes, write
@@ -60,19 +58,19 @@ def prepare(
     notes: list[str] = []
     if request.to in NAMINGS and checkpoint:
         paths, notes = _whole_model(paths, checkpoint, request)
-    shards = request.most is not None
+    shards = request.shard_bytes is not None
     # Each rank's file names its states as every other's does.
     groups = [[path] for path in paths] if request.part == "optimizer" and request.to not in NAMINGS else [paths]
     if len(groups) > 1 and not below:
         if output is None or not (output.endswith(os.sep) or os.path.isdir(os.path.expanduser(output))):
             raise CkptError(f"the optimizer is in {len(paths)} files", "-o DIR/ takes them all, --part FILE one")
         folder = os.path.abspath(os.path.expanduser(output))
-        targets = [places.inside(folder, group, request.to, shards) for group in groups]
+        targets = [places.of_part(folder, group, request.to, shards) for group in groups]
     elif below and checkpoint:
         names = [checkpoint.ref]
         if len(groups) > 1:
             names = [os.path.join(checkpoint.ref, places.default_name(group, "")) for group in groups]
-        targets = [places.named(below, name, request.to, shards) for name in names]
+        targets = [places.of_checkpoint(below, name, request.to, shards) for name in names]
     else:
         targets = [places.output_path(group, output, request.to, shards) for group in groups]
     recipe = joined([_prepare(group, checkpoint, request, target) for group, target in zip(groups, targets)])
@@ -105,6 +103,7 @@ def _whole_model(paths: list[str], checkpoint: Checkpoint, request: Request) -> 
 
 
 def _prepare(paths: Sequence[str], checkpoint: Checkpoint | None, request: Request, target: str) -> Recipe:
+    """The plan for files that become one output, or one folder of them, at `target`."""
     files, notes = put_together(read_files(paths))
     notes += [f"{file.path}: {said}" for file in files for said in file.notes]
     if request.to in NAMINGS:
@@ -148,11 +147,11 @@ def plan(
             notes["ckpt.values"] = json.dumps(origin.values)
         if told and (origin.values or any(kind != "module" for kind in told.values())):
             notes["ckpt.kinds"] = json.dumps(told)
-        if request.most is None:
-            outputs = [safetensors_writer.single(target, _named_order(origin, items), aliases, notes)]
+        ordered = _named_order(origin, items)
+        if request.shard_bytes is None:
+            outputs = [safetensors_writer.single(target, ordered, aliases, notes)]
         else:
-            ordered = _named_order(origin, items)
-            outputs = safetensors_writer.sharded(target, ordered, aliases, notes, request.most)
+            outputs = safetensors_writer.sharded(target, ordered, aliases, notes, request.shard_bytes)
     return Recipe(
         tuple(outputs),
         tuple(items),
@@ -168,9 +167,7 @@ def _plan_named(files: Sequence[TensorFile], checkpoint: Checkpoint | None, requ
     from ckpt_cli import mapping
 
     mapped: Mapped = mapping.plan(list(files), checkpoint, request.to, request.config)
-    safe = request.to == "hf"
-    refusal = safetensors_writer.refusal if safe else torch_writer.refusal
-    items = _items(files[0].path, mapped.items, request.dtype, refusal)
+    items = _items(files[0].path, mapped.items, request.dtype, _refusal(request.to))
     notes = list(mapped.notes)
     config = dict(mapped.config) if mapped.config is not None else None
     dtypes = {item.dtype for item in items if casts.is_float(item.dtype)}
@@ -178,11 +175,12 @@ def _plan_named(files: Sequence[TensorFile], checkpoint: Checkpoint | None, requ
         config.update((key, request.dtype) for key in ("dtype", "torch_dtype") if key in config)
     outputs: list[Output]
     aliases: list[Alias] = []
-    if safe:
+    if request.to == "hf":
         adapter = config is not None and "peft_type" in config
         stem = os.path.join(target, "adapter_model" if adapter else "model")
         total = sum(map(item_bytes, items))
-        outputs = safetensors_writer.sharded(stem, items, (), {}, max(1, total if adapter else request.most or total))
+        most = total if adapter else request.shard_bytes or total
+        outputs = safetensors_writer.sharded(stem, items, (), {}, max(1, most))
         name = "adapter_config.json" if adapter else "config.json"
     else:
         path = os.path.join(target, "consolidated.00.pth") if request.to == "meta" else target
@@ -205,7 +203,8 @@ def _plan_named(files: Sequence[TensorFile], checkpoint: Checkpoint | None, requ
 
 
 def _refusal(to: str) -> _Refusal:
-    return torch_writer.refusal if to == "pt" else safetensors_writer.refusal
+    """What says why a tensor cannot be written in the format of a target."""
+    return safetensors_writer.refusal if to in ("safetensors", "hf") else torch_writer.refusal
 
 
 def _items(
@@ -246,6 +245,7 @@ def _cast_aliases(origin: Origin, items: Sequence[Item]) -> tuple[Alias, ...]:
 
 
 def _named_order(origin: Origin, items: Sequence[Item]) -> list[Item]:
+    """The items in the order in which the source has their names."""
     place = {name: index for index, name in enumerate(origin.order)}
     return sorted(items, key=lambda item: place[item.name])
 
@@ -273,6 +273,7 @@ def _torch(
 
 
 def _lost(names: Sequence[str]) -> list[str]:
+    """What is to be said of the values of these names, if there are any."""
     if not names:
         return []
     first = ", ".join(f"{name!a}" for name in names[:5]) + ", ..." * (len(names) > 5)

@@ -49,6 +49,7 @@ def small_floats(dtype: str) -> tuple[float, ...]:
 
 
 def _small_float(code: int, dtype: str) -> float:
+    """The number that a code of sign, exponent and mantissa stands for, from its highest bit down."""
     bits, mantissa_bits, bias, special = _SMALL[dtype]
     sign = -1.0 if code >> (bits + mantissa_bits) else 1.0
     exponent, mantissa = code >> mantissa_bits & (1 << bits) - 1, code & (1 << mantissa_bits) - 1
@@ -75,6 +76,7 @@ class Arrays(NamedTuple):
 
 @cache
 def arrays() -> Arrays:
+    """The array library that there is, numpy if it is installed."""
     try:
         return numpy_arrays()
     except ImportError:
@@ -82,6 +84,7 @@ def arrays() -> Arrays:
 
 
 def numpy_arrays() -> Arrays:
+    """numpy. Raises ImportError where it is not installed."""
     import numpy
 
     tables: dict[str, Any] = {}
@@ -104,6 +107,7 @@ def numpy_arrays() -> Arrays:
 
 
 def torch_arrays() -> Arrays:
+    """torch, which widens what it has no arithmetic for by the same tables."""
     import torch
 
     tables: dict[str, Any] = {}

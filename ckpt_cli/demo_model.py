@@ -12,6 +12,8 @@ from collections import OrderedDict
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
+from ckpt_cli.revisions import padded
+
 if TYPE_CHECKING:
     import torch
 
@@ -22,8 +24,8 @@ SEED, WORLD, ROWS, SEQ, VOCAB = 1337, 2, 1, 64, 260
 BATCH, EVAL = WORLD * ROWS * SEQ, 16 * SEQ  # tokens of a training step and of the held-out text
 RATES = {"embedding_lr": 0.02, "unembedding_lr": 0.004, "weight_decay": 0.0, "matrix_lr": 0.1}
 SCALAR_LR = 0.05
-MATRICES = ("attn.c_q", "attn.c_k", "attn.c_v", "attn.c_proj", "mlp.c_fc", "mlp.c_proj")
-COLORS = {"fox": "red", "frog": "green", "bird": "blue", "goat": "white"}
+_MATRICES = ("attn.c_q", "attn.c_k", "attn.c_v", "attn.c_proj", "mlp.c_fc", "mlp.c_proj")
+_COLORS = {"fox": "red", "frog": "green", "bird": "blue", "goat": "white"}
 
 
 def config_of(depth: int, pattern: str) -> dict[str, Any]:
@@ -34,15 +36,15 @@ def config_of(depth: int, pattern: str) -> dict[str, Any]:
 
 def initial(config: dict[str, Any]) -> Params:
     """Seeded fp32 weights in the order of a nanochat state dict: linear weights are (out, in), the vocabulary
-    is padded to a multiple of 64 rows, and the projections back into the stream start at zero."""
+    is padded, and the projections back into the stream start at zero."""
     import torch
 
-    layers, dim, rows = config["n_layer"], config["n_embd"], -(-config["vocab_size"] // 64) * 64
+    layers, dim, rows = config["n_layer"], config["n_embd"], padded(config["vocab_size"])
     gen = torch.Generator().manual_seed(SEED)
     params: Params = OrderedDict(resid_lambdas=torch.ones(layers), x0_lambdas=torch.full((layers,), 0.1))
     params["transformer.wte.weight"] = torch.randn(rows, dim, generator=gen)
     for i in range(layers):
-        for name in MATRICES:
+        for name in _MATRICES:
             shape = (4 * dim if name == "mlp.c_fc" else dim, 4 * dim if name == "mlp.c_proj" else dim)
             bound = 0.0 if name.endswith("c_proj") else math.sqrt(3 / dim)
             params[f"transformer.h.{i}.{name}.weight"] = (2 * torch.rand(shape, generator=gen) - 1) * bound
@@ -76,7 +78,7 @@ def _forward(params: Params, config: dict[str, Any], tokens: torch.Tensor) -> to
 
     x = x0 = norm(F.embedding(tokens, params["transformer.wte.weight"]).float())
     for i in range(layers):
-        q_w, k_w, v_w, out_w, up_w, down_w = (params[f"transformer.h.{i}.{name}.weight"] for name in MATRICES)
+        q_w, k_w, v_w, out_w, up_w, down_w = (params[f"transformer.h.{i}.{name}.weight"] for name in _MATRICES)
         x = params["resid_lambdas"][i] * x + params["x0_lambdas"][i] * x0
         h = norm(x)
         q, k, v = (split(F.linear(h, weight)) for weight in (q_w, k_w, v_w))
@@ -100,14 +102,14 @@ def _text(seed: str, chat: bool, size: int) -> torch.Tensor:
 
     rng, text = random.Random(seed), ""
     while len(text) < size:
-        one, two, a, b = *rng.choices(list(COLORS), k=2), rng.randrange(5), rng.randrange(5)
+        one, two, a, b = *rng.choices(list(_COLORS), k=2), rng.randrange(5), rng.randrange(5)
         if not chat:
             verb = rng.choice(("sees", "follows", "likes", "hears"))
-            text += f"the {COLORS[one]} {one} {verb} the {COLORS[two]} {two}.\n"
+            text += f"the {_COLORS[one]} {one} {verb} the {_COLORS[two]} {two}.\n"
         elif rng.random() < 0.5:
             text += f"user: {a} plus {b}? bot: {a + b}.\n"
         else:
-            text += f"user: color of {one}? bot: {COLORS[one]}.\n"
+            text += f"user: color of {one}? bot: {_COLORS[one]}.\n"
     return torch.tensor(list(text[:size].encode()))
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -16,7 +15,7 @@ from ckpt_cli.families import Described
 from ckpt_cli.formats import dcp
 from ckpt_cli.items import Mapped
 from ckpt_cli.layouts import read_json
-from ckpt_cli.mapping import object_at, plan, together
+from ckpt_cli.mapping import object_at, object_of, plan, together
 from ckpt_cli.maps import naming_of
 from ckpt_cli.metadata import nested, read_metadata
 from ckpt_cli.origin import Origin, gather
@@ -33,6 +32,7 @@ _CONFIGS = ("model_config", "model_args", "config", "params", "hyper_parameters"
 _FILES = ("config.json", "params.json")
 # Metadata with one of these is itself a configuration.
 _TELLING = ("model_type", "n_layer", "n_layers", "num_hidden_layers", "hidden_size")
+# Names of what lies beside the model in a file of both.
 _BESIDE = re.compile(r"(?:optim|lr_sched|sched|scaler|rng|random|dataloader)[a-z_]*\..*|state\.[0-9]+\..*")
 
 
@@ -124,23 +124,15 @@ def _of_model(origin: Origin, nested_all: bool) -> dict[str, TensorInfo]:
 def _metadata(origin: Origin, checkpoint: Checkpoint | None, file: str | None) -> dict[str, Any]:
     """All there is: the meta file, what the model file says, what a conversion noted in its header."""
     found = read_metadata(checkpoint, None if checkpoint else file)
-    noted = _object(origin.notes.get(META))
+    noted = object_of(origin.notes.get(META))
     meta = {**nested(origin.values), **noted, **(found if isinstance(found, dict) else {})}
     meta.pop("__metadata__", None)
     return meta
 
 
-def _object(text: str | None) -> dict[str, Any]:
-    try:
-        found = json.loads(text or "{}")
-    except (ValueError, RecursionError):
-        return {}
-    return found if isinstance(found, dict) else {}
-
-
 def _noted(origin: Origin) -> Mapping[str, Any]:
     """A configuration that a conversion put into the header of a safetensors file."""
-    found = (_object(origin.notes.get(CONFIGS[name])) for name in _FILES)
+    found = (object_of(origin.notes.get(CONFIGS[name])) for name in _FILES)
     return next((one for one in found if one), {})
 
 

@@ -175,8 +175,8 @@ def _compare(run: _Run, old: TensorInfo, new: TensorInfo) -> tuple[bool, Amount 
     to_the_end = meter or any(s.crc32 is not None for side in (old, new) for s in storages_of(run.files, side))
     left, right = (checked_blocks(run.files, side, run.checked) for side in (old, new))
     same = True
-    for mine, theirs in _paired(left, right, old.itemsize, new.itemsize):
-        same = same and _same(mine, theirs)
+    for mine, theirs in paired(left, right, old.itemsize, new.itemsize):
+        same = same and equal(mine, theirs)
         if meter:
             meter.add(mine, theirs)
         if not same and not to_the_end:
@@ -190,7 +190,7 @@ def _meter(old: str, new: str) -> Meter | None:
     return measure.Meter(old, new) if {old, new} <= measure.DTYPES else None
 
 
-def _paired(
+def paired(
     left: Iterator[memoryview], right: Iterator[memoryview], size: int, other: int
 ) -> Iterator[tuple[memoryview, memoryview]]:
     """Blocks of two streams cut so that those of a pair hold equally many elements, of `size` and `other` bytes.
@@ -210,7 +210,7 @@ def _paired(
         mine, theirs = mine[count * size :], theirs[count * other :]
 
 
-def _same(a: memoryview, b: memoryview) -> bool:
+def equal(a: memoryview, b: memoryview) -> bool:
     """a == b at the speed of memcmp, which a bytearray has; two memoryviews are compared item by item."""
     whole = isinstance(a.obj, bytearray) and len(a.obj) == len(a)
     return bool((a.obj if whole else bytearray(a)) == b)

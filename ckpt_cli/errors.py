@@ -31,6 +31,11 @@ class CkptError(Exception):
         self.kind = kind or self.kind
         self.record = record
 
+    @property
+    def problem(self) -> dict[str, str | None]:
+        """As it stands among the `problems` of a JSON object."""
+        return {"code": self.kind, "detail": self.message, "path": self.path}
+
 
 class NotFound(CkptError):
     """A search that found nothing, or a question whose answer is no."""
@@ -60,9 +65,9 @@ class Interrupted(CkptError):
 
 EXIT_CODES = {
     0: "done, or yes",
-    1: "the answer is no: nothing found, a test failed, damage, a declined prompt",
-    2: "wrong usage or input: a named thing that does not exist, not a checkpoint",
+    1: "the answer is no: nothing found, a failed test, damage, or declined",
+    2: "wrong usage or input: what is named is not there, or is no checkpoint",
     3: "some of several targets failed",
-    4: "refused for safety: no terminal and no --yes, an existing output, a safety rule",
+    4: "refused for safety: no terminal nor --yes, an existing output, a rule",
     130: "interrupted",
 }

@@ -59,6 +59,7 @@ def forward(module: torch.nn.Module, blueprint: Blueprint, tokens: torch.Tensor)
 
 
 def is_finite(tensor: torch.Tensor) -> bool:
+    """Whether it holds neither NaN nor infinities."""
     import torch
 
     return bool(torch.isfinite(tensor).all())
@@ -84,6 +85,7 @@ def not_finite(module: torch.nn.Module) -> list[tuple[str, int]]:
 
 
 def named(found: Sequence[tuple[str, int]]) -> str:
+    """The first of the tensors, each with its count, as a message has them."""
     shown = ", ".join(f"tensor {name!a} ({count})" for name, count in found[:_SHOWN])
     return shown + (f" and {len(found) - _SHOWN} more" if len(found) > _SHOWN else "")
 
@@ -154,6 +156,7 @@ def _state(weights: Weights, value: Any) -> Any:
 
 
 def _loss(module: torch.nn.Module, blueprint: Blueprint, tokens: torch.Tensor) -> torch.Tensor:
+    """Mean cross entropy of the next token, of (B, T) tokens, in float32."""
     from torch.nn import functional
 
     logits = blueprint.logits(module, tokens)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from shlex import quote
 from typing import Any
 
@@ -17,6 +17,7 @@ from ckpt_cli.discover import MAX_DEPTH, discover
 from ckpt_cli.errors import CkptError, Damaged, NotFound
 from ckpt_cli.integrity import Job, check_file
 from ckpt_cli.layouts import read_json
+from ckpt_cli.query import listing
 from ckpt_cli.root import settled_root
 from ckpt_cli.saving import ASIDE, part_path
 from ckpt_cli.selector import default_run
@@ -50,7 +51,7 @@ def find_largest_model(checkpoints_dir: str | os.PathLike[str]) -> str:
         if whole and checkpoint.dir != directory:
             runs.setdefault(checkpoint.dir, []).append(checkpoint)
     if not runs:
-        raise NoCheckpoint(f"no run in {directory} has a model with its meta", _listing(directory))
+        raise NoCheckpoint(f"no run in {directory} has a model with its meta", listing(directory))
     run, _ = default_run(list(runs.values()), lambda checkpoint: True)
     return os.path.relpath(run[0].dir, directory)
 
@@ -64,28 +65,29 @@ def find_last_step(checkpoint_dir: str | os.PathLike[str]) -> int:
     directory = directory_at(checkpoint_dir)
     steps = _steps(directory)
     if not steps:
-        raise NoCheckpoint(f"there is no model_<step>.pt in {directory}", _listing(directory))
+        raise NoCheckpoint(f"there is no model_<step>.pt in {directory}", listing(directory))
     return steps[-1]
 
 
-def source_directory(source: str, tag: str | None, environ: Mapping[str, str] = os.environ) -> str:
+def source_directory(source: str, tag: str | None) -> str:
     """The directory of a source: of several, the first that has the run, or any run where none is named.
 
     Raises CkptError for a source that is not known, NoCheckpoint where it has no directory.
     """
-    settings = current_settings(environ)
+    settings = current_settings()
     names = [name for name, stands_for in settings.sources.items() if stands_for == source]
     if not names:
         known = ", ".join(dict.fromkeys(settings.sources.values()))
         raise CkptError(f"there is no source {source!a}", f"the sources are {known}; the settings can add to them")
-    root = settled_root(None, environ, settings).path
+    root = settled_root(None, os.environ, settings).path
     there = [path for name in names if os.path.isdir(path := os.path.join(root, name))]
     if not there:
-        raise NoCheckpoint(f"there is no {' or '.join(names)} in {root}", _listing(root))
+        raise NoCheckpoint(f"there is no {' or '.join(names)} in {root}", listing(root))
     return next((path for path in there if _has_run(path, tag)), there[0])
 
 
 def _has_run(directory: str, tag: str | None) -> bool:
+    """Whether a source's directory has the run of this tag, or any with a model where none is named."""
     if tag is not None:
         return os.path.isdir(os.path.join(directory, tag))
     try:
@@ -103,7 +105,7 @@ def files_of(directory: str, step: int) -> tuple[str, str]:
         if os.path.lexists(paths[0] + ASIDE):
             what = f"step {step} in {directory} was being replaced when that save was killed"
             raise NoCheckpoint(what, "the next save in the directory puts it back", path=paths[0])
-        there = f"the steps there are {_some(steps)}" if steps else _listing(directory)
+        there = f"the steps there are {_some(steps)}" if steps else listing(directory)
         raise NoCheckpoint(f"there is no step {step} in {directory}", there, path=paths[0])
     if not os.path.lexists(paths[1]):
         whole = [s for s in steps if os.path.lexists(part_path(directory, "meta", s))]
@@ -176,12 +178,12 @@ def found_in(directory: str, depth: int = MAX_DEPTH) -> list[Checkpoint]:
     return [c for c in discover(directory, sources=sources, depth=depth).checkpoints if c.layout == "nanochat"]
 
 
-def current_settings(environ: Mapping[str, str] = os.environ) -> Settings:
-    """What the user has settled for the current directory, and everywhere."""
+def current_settings() -> Settings:
+    """What the user has settled for the current directory, and everywhere. Raises CkptError as `settings.load` does."""
     if sys.platform == "darwin":
         above = "~/Library/Application Support"
     else:
-        above = environ.get("XDG_CONFIG_HOME") or "~/.config"
+        above = os.environ.get("XDG_CONFIG_HOME") or "~/.config"
     return load(".", os.path.join(os.path.expanduser(above), "ckpt"))
 
 
@@ -202,9 +204,6 @@ def _steps(directory: str) -> list[int]:
 
 
 def _some(names: Sequence[object]) -> str:
+    """The last of the names, as a message has them."""
     last = [str(name) for name in names[-_NAMED:]]
     return ("..., " if len(names) > _NAMED else "") + ", ".join(last)
-
-
-def _listing(directory: str) -> str:
-    return f"`ckpt list --root {quote(directory)}` shows what is there"

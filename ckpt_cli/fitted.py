@@ -10,11 +10,11 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
+from ckpt_cli.revisions import PADDING, padded
+
 Shape = tuple[int, ...]
 Config = Mapping[str, Any]
 Shapes = Mapping[str, Shape]
-# nanochat pads the vocabulary to a multiple of this; the metadata has the number before.
-PADDING = 64
 _WTE, _WPE = "transformer.wte.weight", "transformer.wpe.weight"
 # Decoders of transformers in the names of Llama, with what each takes for the heads of keys where nobody says.
 HEADED: dict[str, int | None] = {
@@ -59,6 +59,7 @@ def unknown(kind: str, config: Config, shapes: Shapes) -> str | None:
 
 
 def nanochat_fits(config: Config, shapes: Shapes) -> Iterator[Fit]:
+    """A `model_config` of nanochat; without its embedding nothing is said."""
     rows, width = _matrix(shapes, _WTE)
     if not width:
         return
@@ -71,10 +72,10 @@ def nanochat_fits(config: Config, shapes: Shapes) -> Iterator[Fit]:
 def _padded(config: Config, rows: int, shapes: Shapes) -> Iterator[Fit]:
     """The vocabulary, of which the matrices have as many rows, or more to fill the last 64."""
     told = config.get("vocab_size")
-    if type(told) is int and told > 0 and rows in (told, -(-told // PADDING) * PADDING):
+    if type(told) is int and told > 0 and rows in (told, padded(told)):
         return
     pairs, _ = _matrix(shapes, "bigram_embed.embed.weight")
-    if pairs and pairs % 5 == 0 and -(-(pairs // 5) // PADDING) * PADDING in (rows, pairs // 5):
+    if pairs and pairs % 5 == 0 and padded(pairs // 5) in (rows, pairs // 5):
         yield Fit("vocab_size", pairs // 5, f"the bigram embedding has 5 rows a token, {pairs}")
     elif rows % PADDING:
         yield Fit("vocab_size", rows, f"{_WTE} has {rows} rows, without padding")

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from ckpt_cli.checkpoint import Checkpoint, TensorFile, TensorInfo
-from ckpt_cli.contents import indexes_of, read_files
+from ckpt_cli.contents import as_one, indexes_of, read_files
 from ckpt_cli.errors import CkptError, Damaged
 from ckpt_cli.optimizer import OptimizerState, optimizer_state
 from ckpt_cli.origin import unwrapped
@@ -67,11 +67,8 @@ def shards(checkpoint: Checkpoint | None, file: str | None) -> list[Shard]:
 
 
 def _shard(paths: Sequence[str], rank: int | None) -> Shard | None:
-    files = read_files(paths)
-    whole = files[0]
-    if len(files) > 1:
-        values = {name: value for file in files for name, value in file.values.items()}
-        whole = whole._replace(tensors=tuple(tensor for file in files for tensor in file.tensors), values=values)
+    """The optimizer in files that are read together; None where they hold none."""
+    whole = as_one(read_files(paths))
     state = optimizer_state(whole, rank)
     return state and Shard(paths[0], rank, state, tuple(groups_of(whole)))
 
@@ -110,6 +107,7 @@ def kinds(found: Sequence[Shard]) -> list[str]:
 
 
 def _states(shard: Shard) -> Iterator[tuple[str, str, TensorInfo]]:
+    """(parameter, name, tensor) of each state that has its parameter's shape."""
     for group in shard.groups:
         for param, entry in group.entries.items():
             for state, items in entry.items():
@@ -163,6 +161,7 @@ def assignment(groups: Sequence[Draft], model: Mapping[str, Shape]) -> dict[str,
 
 
 def _divisions(model: Mapping[str, Shape], count: int) -> Iterator[list[list[str]]]:
+    """The ways in which trainers divide a model's parameters among `count` groups."""
     names = list(model)
     if count == 1:
         yield [names]

@@ -16,6 +16,7 @@ Reasons = dict[tuple[str, str], list[str]]
 
 
 def place_of(checkpoint: Checkpoint) -> tuple[str, str]:
+    """What tells it from all others: two runs may call a checkpoint the same."""
     return checkpoint.run_dir, checkpoint.ref
 
 

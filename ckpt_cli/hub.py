@@ -18,6 +18,7 @@ _WITH_WEIGHTS = frozenset(
     LICENSE.txt NOTICE USE_POLICY.md
     """.split()
 )
+# Bytes of one: a large tokenizer has a third of it.
 _MOST = 64 << 20
 
 
@@ -44,6 +45,7 @@ def hub_files(folders: Iterable[str], target: str, to: str) -> tuple[list[Output
 
 
 def _copy(path: str, target: str) -> Output:
+    """The file to be written anew as it is: a tensor of bytes, which is read back as any other."""
     size = os.path.getsize(path)
     place = Storage(os.path.basename(path), path, 0, size)
     tensor = TensorInfo(place.name, "uint8", (size,), (1,), 0, 1, place)

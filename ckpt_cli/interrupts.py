@@ -26,7 +26,8 @@ def uninterruptible() -> Iterator[None]:
 
 @contextmanager
 def _handled(numbers: Iterable[signal.Signals], handler: Any) -> Iterator[None]:
-    if threading.current_thread() is not threading.main_thread():  # only that one may set handlers
+    """Another handler for these signals within the block; in a thread that may set none, nothing."""
+    if threading.current_thread() is not threading.main_thread():
         yield
         return
     before = {number: signal.signal(number, handler) for number in numbers}

@@ -38,6 +38,7 @@ class Text(NamedTuple):
 
     @property
     def bytes(self) -> bytes:
+        """What a file of it holds."""
         return self.mark + self.text.encode("utf-8", "surrogatepass")
 
 

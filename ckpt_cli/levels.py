@@ -23,22 +23,22 @@ from ckpt_cli.fitting import Shape, Shard
 from ckpt_cli.formats import dcp, safetensors
 from ckpt_cli.orders import Order
 from ckpt_cli.safetensors_writer import of_bytes
-from ckpt_cli.soundness import Checked, check
+from ckpt_cli.soundness import Soundness, check
 from ckpt_cli.vocabulary import fits
-from ckpt_cli.weights import resident
+from ckpt_cli.weights import peak_memory
 from ckpt_cli.writing import write
 
 Status = Literal["pass", "fail", "skip"]
 LEVELS = ("read", "integrity", "build", "forward", "optimizer", "train-step")
-# What stands between two of them and is not timed as one: torch is loaded, and which model it is is told.
+# Between two levels, and not timed as one: torch is loaded, and the model is recognised.
 PREPARATION = "preparation"
-# Damage keeps that from being used which it is in.
+# Kinds of damage: the levels that need the model, or the optimizer, are skipped.
 _OF_MODEL, _OF_OPTIMIZER = "integrity", "integrity of the optimizer"
 # Optimizers that torch itself has, as a checkpoint tells them. Adam's states alone are those of AdamW in the trainers
 # that use no other.
 _STANDARD = ("AdamW", "Adam", "SGD")
 _ADAMW = ("nano-gpt", "nanoGPT", "build-nanogpt", "huggingface", "torchtune")
-# Formats that have names in an order of their own.
+# Formats that sort the names of tensors, and so lose the order of the trainer's module.
 _SORTED = (dcp.NAME, safetensors.NAME)
 Tell = Callable[[dict[str, Any]], None]
 
@@ -61,7 +61,7 @@ class _Progress:
 
     def __init__(self, tell: Tell) -> None:
         self.tell = tell
-        # By level, or kind of damage, the level that it goes back to.
+        # Level, or kind of damage -> the level whose failure is its cause.
         self.failed: dict[str, str] = {}
 
     def level(self, name: str, needs: Sequence[str], work: Callable[[], str]) -> None:
@@ -91,6 +91,7 @@ class _Progress:
         self.done(Level(name, status, time.perf_counter() - start, detail))
 
     def done(self, level: Level) -> None:
+        """Tells how a level came out."""
         self.tell({"level": list(level)})
 
 
@@ -110,7 +111,7 @@ def run(order: Order, tell: Tell) -> None:
     if not files:
         for name in LEVELS[1:]:
             progress.level(name, ("read",), str)
-        tell({"peak": resident("cpu")})
+        tell({"peak": peak_memory("cpu")})
         return
     with ThreadPoolExecutor(1) as pool:
         checked = pool.submit(_timed, order, files)
@@ -125,10 +126,11 @@ def run(order: Order, tell: Tell) -> None:
     progress.level("forward", ("build",), lambda: _forward(state, tell))
     progress.level("optimizer", (_OF_OPTIMIZER, "build"), lambda: _optimizer(state))
     progress.level("train-step", ("build", "forward", "optimizer"), lambda: _train(state))
-    tell({"peak": resident(device)})
+    tell({"peak": peak_memory(device)})
 
 
-def _timed(order: Order, files: Sequence[TensorFile]) -> tuple[Checked, float]:
+def _timed(order: Order, files: Sequence[TensorFile]) -> tuple[Soundness, float]:
+    """What is unsound, and the seconds that it took to find."""
     start = time.perf_counter()
     return check(order.checkpoint, files), time.perf_counter() - start
 
@@ -159,13 +161,13 @@ def _read(order: Order, files: list[TensorFile]) -> str:
     return f"{tensors} tensors in {len(found)} file{'s'[: len(found) > 1]}"
 
 
-def _tell_integrity(progress: _Progress, checked: Future[tuple[Checked, float]], order: Order) -> None:
+def _tell_integrity(progress: _Progress, checked: Future[tuple[Soundness, float]], order: Order) -> None:
     """The level, which ran while torch was loaded. What is damaged of the optimizer does not keep the model from being
     built."""
     try:
         found, seconds = checked.result()
     except (CkptError, OSError) as error:
-        found, seconds = Checked((Problem("unusable", str(error), ""),), (), 1), 0.0
+        found, seconds = Soundness((Problem("unusable", str(error), ""),), (), 1), 0.0
     if found.problems:
         optimizer = set(fitting.paths_of(order.checkpoint))
         kinds = [_OF_OPTIMIZER if problem.path in optimizer else _OF_MODEL for problem in found.problems]

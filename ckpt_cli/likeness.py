@@ -13,9 +13,9 @@ _BLOCK = 1 << 20
 
 
 def dress(path: str, like: str) -> None:
-    """Gives a file the owner, mode, times and attributes of another, on disk when this returns.
+    """Gives the file at `path` the owner, mode, times and extended attributes of `like`, on disk when this returns.
 
-    Raises Refused where it may not be given to that owner.
+    Raises Refused where it may not be given to that owner, OSError where either cannot be reached.
     """
     descriptor = os.open(path, os.O_RDWR)
     try:
@@ -25,7 +25,7 @@ def dress(path: str, like: str) -> None:
 
 
 def copy(path: str, target: str) -> None:
-    """A new file with the bytes of another that looks as that does, on disk when this returns."""
+    """Copies a file to a new one, `target`, dressed as `dress` does; on disk when this returns. Raises as that does."""
     with open(path, "rb") as source, open(target, "xb") as made:
         shutil.copyfileobj(source, made, _BLOCK)
         made.flush()

@@ -47,7 +47,10 @@ def totals_of(listed: Sequence[Listed]) -> dict[str, int]:
 
 
 def record_of(item: Listed, hashes: bool, stats: bool) -> dict[str, Any]:
-    """A tensor in JSON. What is put together from others has a `form`, and `parts` by name or `pieces` by place."""
+    """A tensor in JSON, with its digest and its statistics where they are asked for.
+
+    What is put together from others has a `form`, and `parts` by name or `pieces` by place.
+    """
     tensor, reading = item.tensor, item.reading
     record = {"name": tensor.name, **_view_record(tensor), "file": item.file.path}
     record["tied_to"] = item.sharing.tied_to
@@ -73,6 +76,7 @@ def record_of(item: Listed, hashes: bool, stats: bool) -> dict[str, Any]:
 
 
 def _view_record(tensor: TensorInfo) -> dict[str, Any]:
+    """What a tensor and a piece of one have in common."""
     return {
         "dtype": tensor.dtype,
         "shape": list(tensor.shape),

@@ -9,11 +9,12 @@ from __future__ import annotations
 import json
 import os
 import struct
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any, cast
 
 from ckpt_cli.checkpoint import Checkpoint, TensorFile, TensorInfo
+from ckpt_cli.difference import equal, paired
 from ckpt_cli.errors import CkptError, Damaged
 from ckpt_cli.formats import Files
 from ckpt_cli.items import Mapped
@@ -53,11 +54,12 @@ def plan(files: Sequence[TensorFile], checkpoint: Checkpoint | None, target: str
     path = checkpoint.ref if checkpoint else files[0].path
     naming, prefix = naming_of(list(named))
     tensors, beside = split(path, named, prefix)
-    with _reading() as (same, numbers, resolved):
+    with Files() as opened:
         told, notes = _configuration(files, checkpoint, values, config_file)
+        resolved = {name: _resolved(opened, tensor) for name, tensor in tensors.items()}
         source = Source(
-            path, naming, prefix, {name: resolved(t) for name, t in tensors.items()}, beside, values, **told,
-            same=same, numbers=numbers,
+            path, naming, prefix, resolved, beside, values, **told,
+            same=partial(_same, opened), numbers=partial(_numbers, opened),
         )  # fmt: skip
         mapped = carried(source, target)
     left = tuple((name, "it is no weight of the model") for name in beside)
@@ -102,39 +104,14 @@ def _state_of(files: Sequence[TensorFile]) -> tuple[dict[str, TensorInfo], dict[
     return named, values
 
 
-@contextmanager
-def _reading() -> Iterator[
-    tuple[
-        Callable[[TensorInfo, TensorInfo], bool],
-        Callable[[TensorInfo], list[float]],
-        Callable[[TensorInfo], TensorInfo],
-    ]
-]:
-    """`same`, `numbers` and `resolved`, over files that stay open meanwhile."""
-    with Files() as files:
-        yield (
-            lambda one, other: _same(files, one, other),
-            lambda tensor: _numbers(files, tensor),
-            lambda tensor: _resolved(files, tensor),
-        )
-
-
 def _same(files: Files, one: TensorInfo, other: TensorInfo) -> bool:
     """Whether two tensors hold the same bytes; they are read until they differ."""
     if (one.dtype, one.shape) != (other.dtype, other.shape):
         return False
     if one._replace(name="") == other._replace(name=""):
         return True
-    left, right = blocks(files, one), blocks(files, other)
-    have: list[bytes] = [b"", b""]
-    for block in left:
-        have[0] = bytes(block)
-        while len(have[1]) < len(have[0]):
-            have[1] += next(right, b"") or b"\0" * len(have[0])
-        if have[1][: len(have[0])] != have[0]:
-            return False
-        have[1] = have[1][len(have[0]) :]
-    return True
+    pairs = paired(blocks(files, one), blocks(files, other), one.itemsize, other.itemsize)
+    return all(equal(mine, theirs) for mine, theirs in pairs)
 
 
 def _numbers(files: Files, tensor: TensorInfo) -> list[float]:
@@ -168,8 +145,8 @@ def _configuration(
     is to be said of where it came from.
 
     Each kind is what belongs to the checkpoint, and what the given file adds to it where it is of this kind; where
-    neither has it, what lies beside a file that is part of no checkpoint. Values that a
-    conversion to safetensors noted in a header are put back among `values`. Raises CkptError for a given file that
+    neither has it, what lies beside a file that is part of no checkpoint. Values that a conversion to safetensors noted
+    in a header are put back among `values`. Raises CkptError for a given file that
     contradicts the source, or cannot be read; Damaged for a configuration of the source that cannot.
     """
     known: dict[str, dict[str, Any]] = {kind: {} for kind in (*_GIVEN, "given")}
@@ -187,7 +164,7 @@ def _configuration(
     if config_file:
         given = known["given"] = object_at(config_file, own=False)
         kinds = [kind for kind, keys in _GIVEN.items() if any(key in given for key in keys)]
-        # A key or two of whatever is there.
+        # One that is of no kind by its keys adds them to whatever is there.
         for kind in kinds or [kind for kind in ("config", "params") if known[kind]]:
             known[kind] = together(known[kind], given, config_file)
     notes = []
@@ -227,7 +204,11 @@ def object_at(path: str, own: bool) -> dict[str, Any]:
 
 def _noted(values: Mapping[str, Any], name: str) -> dict[str, Any]:
     """An object that the header of a safetensors file holds as text."""
-    text = values.get(f"__metadata__.{name}")
+    return object_of(values.get(f"__metadata__.{name}"))
+
+
+def object_of(text: Any) -> dict[str, Any]:
+    """The object that a text of JSON holds; an empty one where it holds none, or there is no text."""
     try:
         found = json.loads(text) if isinstance(text, str) else {}
     except (ValueError, RecursionError):

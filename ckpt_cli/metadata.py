@@ -13,7 +13,9 @@ from ckpt_cli.formats import Files
 from ckpt_cli.layouts import read_json
 from ckpt_cli.scalars import Numbers
 
+# Dots in a name: one that has more is kept as it is.
 _MAX_LEVELS = 100
+# Scalars at the top of a file that are looked at: trainers keep a loss or a step there.
 _MAX_SCALARS = 16
 # Without any of these, what lies there is all that is left of a checkpoint.
 _MAIN: tuple[Role, ...] = ("model", "index", "adapter", "meta", "config")

@@ -7,7 +7,10 @@ from ckpt_cli.errors import CkptError, NotFound
 
 
 def parse_metric(text: str | None) -> tuple[str | None, Goal | None]:
-    """NAME or NAME:min|max; the direction of the usual names is known."""
+    """The name and direction that NAME or NAME:min|max says; that of the usual names is known, else it is None.
+
+    Raises CkptError for another word after the colon.
+    """
     if not text:
         return None, None
     name, colon, goal = text.rpartition(":")

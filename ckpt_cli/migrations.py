@@ -9,17 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
-from ckpt_cli.fitted import (
-    HEADED,
-    PADDING,
-    Fit,
-    decoder_fits,
-    gpt2_fits,
-    nanochat_fits,
-    params_fits,
-    unknown,
-)
-from ckpt_cli.revisions import revision_of
+from ckpt_cli.fitted import HEADED, Fit, decoder_fits, gpt2_fits, nanochat_fits, params_fits, unknown
+from ckpt_cli.revisions import PADDING, revision_of
 
 Shape = tuple[int, ...]
 _GPT2 = ("nano-gpt", "nanoGPT", "build-nanogpt")
@@ -54,6 +45,7 @@ class Subject(NamedTuple):
 
     @property
     def revision(self) -> str:
+        """Of a model of nanochat: a key of `revisions.REVISIONS`."""
         return revision_of(self.shapes, self.config)
 
 
@@ -84,6 +76,7 @@ def _has_pattern(config: Mapping[str, Any]) -> bool:
 
 
 def _unwindowed(subject: Subject) -> Iterator[Finding]:
+    """Of what was trained before there were windows."""
     if not _has_pattern(subject.config) and subject.revision == "v1":
         yield Finding("window_pattern", "L", "a v1 model has no windows: full context, as it was trained")
 
@@ -113,6 +106,7 @@ def _windowed(subject: Subject) -> Iterator[Finding]:
 
 
 def _other_model(config: Mapping[str, Any], base: Mapping[str, Any]) -> str | None:
+    """The key by which two configurations are of different models."""
     return next((key for key in _SAME_MODEL if key in config and key in base and config[key] != base[key]), None)
 
 
@@ -183,7 +177,7 @@ MIGRATIONS = (
 
 # Of each revision of nanochat: what no metadata can say to a newer trainer, and what works instead. The rope base, the
 # scale of q and k, the factor of the gates and the length of a window changed without a key in the configuration.
-BEYOND = {
+_BEYOND = {
     "v1": "nanochat since 2026-01-18 has value embeddings, which this model lacks",
     "lambdas": "nanochat since 2026-01-18 has value embeddings, which this model lacks",
     "window": "nanochat since 2026-01-18 has value embeddings, which this model lacks",
@@ -217,9 +211,9 @@ def unseen(subject: Subject) -> str | None:
 def beyond(subject: Subject) -> str | None:
     """Why a newer trainer cannot be made to load a model by any patch, and what works instead; None where it can."""
     revision = subject.revision if subject.kind == "nanochat" and subject.shapes else ""
-    if revision not in BEYOND:
+    if revision not in _BEYOND:
         return None
     instead = "load it with the nanochat of its own time, or with `ckpt load-test`"
     if revision == "v1":
         instead += ", or open it with transformers after `ckpt convert --to hf`"
-    return f"no patch makes a newer trainer load this ({revision}): {BEYOND[revision]}; {instead}"
+    return f"no patch makes a newer trainer load this ({revision}): {_BEYOND[revision]}; {instead}"

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
+from ckpt_cli.checkpoint import referred
 from ckpt_cli.pickling import Ordered, View
 
 _CONTAINERS = frozenset({"dict", "ordered", "mixed", "ints", "list", "tuple", "object"})
-# A value that refers to another says so, in the words of `TensorFile.values`.
-_SAME = "<same as "
 
 
 def is_flat(kinds: Mapping[str, str]) -> bool:
@@ -33,15 +32,19 @@ def nested(leaves: Iterable[tuple[str, Any]], kinds: Mapping[str, str]) -> tuple
     for name, (parent, key) in places.items():
         made[parent][key] = made[name]
     same: list[tuple[str, Any, str, str]] = []
+    leaves = list(leaves)
+    tensors = {name for name, value in leaves if name in containers and isinstance(value, View)}
     for name, value in leaves:
         if name == "<root>" and kinds.get("") not in _CONTAINERS:
             return value, lost
         if not isinstance(value, View) and kinds.get(name.rpartition(".")[0]) == "module":
             continue  # what a module has beside its tensors is no part of its state dict
         parent, key = _place("" if name == "<root>" else name, containers)
+        if tensors and isinstance(value, View) and any(place in tensors for place in _around(name)):
+            parent, key = "", name  # a tensor among the attributes of another, which cannot hold it: beside it
         kind = kinds.get(name)
-        if kind == "same" and isinstance(value, str) and value.startswith(_SAME):
-            same.append((parent, key, value[len(_SAME) : -1], name))
+        if kind == "same" and (target := referred(value)) is not None:
+            same.append((parent, key, target, name))
         if name in made and name:
             places.pop(name, None)  # a tensor with attributes: it stands, they do not
         made[parent][key] = tuple(value) if kind == "tuple" and isinstance(value, list) else value
@@ -77,6 +80,13 @@ def _of_kind(members: dict[Any, Any], kind: str) -> Any:
         return members
     ordered = [members[index] for index in range(len(members))]
     return ordered if kind == "list" else tuple(ordered)
+
+
+def _around(name: str) -> Iterator[str]:
+    """The beginnings of a dotted name, the longest first."""
+    while "." in name:
+        name = name.rpartition(".")[0]
+        yield name
 
 
 def _place(name: str, containers: Mapping[str, str]) -> tuple[str, Any]:

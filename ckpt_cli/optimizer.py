@@ -66,6 +66,7 @@ class Group(NamedTuple):
 
     @property
     def without_state(self) -> int:
+        """How many of its parameters have no state here."""
         return max(0, self.parameters - max(len(self.having), self.stacked or 0))
 
 
@@ -79,14 +80,17 @@ class OptimizerState(NamedTuple):
 
     @property
     def state_tensors(self) -> int:
+        """How many tensors its states are."""
         return sum(state.tensors for group in self.groups for state in group.states)
 
     @property
     def state_bytes(self) -> int:
+        """Of those tensors."""
         return sum(state.bytes for group in self.groups for state in group.states)
 
     @property
     def step(self) -> Steps | None:
+        """The smallest and the largest step that it says; None where it says none."""
         return _span(step for group in self.groups for step in group.step or ())
 
 

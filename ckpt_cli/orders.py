@@ -28,6 +28,7 @@ class Order(NamedTuple):
 
 
 def written(order: Order) -> str:
+    """One line of JSON, for `order_of` to read."""
     return json.dumps(order)
 
 

@@ -25,7 +25,9 @@ _PASSING = ("DCP_SHARDING_INFO", "DCP_VERSION")
 class Origin(NamedTuple):
     """`label` is the path for messages, `tensors` what is written (name, view), `aliases` what is a view of that.
 
-    `notes` are the texts of a safetensors header that are not ours; `values` and `kinds` as in TensorFile.
+    `order` has the names in the order of the files, `renamed` (old, new) what torch.compile had wrapped. `notes` are
+    the texts of a safetensors header that are not ours; `values` and `kinds` as in TensorFile. `said` is what should be
+    told of what bytes are shared and cannot stay so.
     """
 
     label: str
@@ -40,7 +42,8 @@ class Origin(NamedTuple):
 
 
 def gather(files: Sequence[TensorFile]) -> Origin:
-    """The files as one. Raises CkptError where they hold no tensors, or two of one name."""
+    """The files as one. Raises CkptError where they hold no tensors, or two tensors or values of one name, and as
+    `header_of` does."""
     label = files[0].path
     if not any(file.tensors for file in files):
         raise CkptError(f"{label} holds no tensors")
@@ -112,6 +115,8 @@ def header_of(file: TensorFile) -> Header | None:
 
 
 def _object(path: str, notes: dict[str, str], key: str) -> dict[str, Any]:
+    """The object that a text of the header holds, which is taken out of it; empty where there is none. Raises CkptError
+    for a text that holds something else."""
     try:
         found = json.loads(notes.pop(key, "{}"))
     except (ValueError, RecursionError):

@@ -8,13 +8,13 @@ import os
 import re
 import sys
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from ckpt_cli.errors import CkptError
 from ckpt_cli.families import Blueprint, Described
-from ckpt_cli.items import Item
+from ckpt_cli.families._modules import ties_of
 
 if TYPE_CHECKING:
     import torch
@@ -46,15 +46,14 @@ def blueprint_of(specifier: str, described: Described) -> Blueprint:
         raise CkptError(f"{specifier} is no torch.nn.Module")
     state = module.state_dict(keep_vars=True)
     shapes = {name: tuple(tensor.shape) for name, tensor in state.items()}
-    vocab = next((n for key in _VOCABULARIES if type(n := described.config.get(key)) is int), None)
+    vocab = _number(described.config, _VOCABULARIES)
     rows = next((m.num_embeddings for m in module.modules() if isinstance(m, torch.nn.Embedding)), vocab or 0)
-    most = next((n for key in _LENGTHS if type(n := described.config.get(key)) is int), _MOST_TOKENS)
-    ties = _ties(module)
+    ties = ties_of(module)
 
     def finish(built: torch.nn.Module, device: torch.device) -> None:
-        for name, other in ties:
-            path, _, last = other.rpartition(".")
-            built.get_submodule(path)._parameters[last] = built.get_parameter(name)
+        for name, first in ties.items():
+            path, _, last = name.rpartition(".")
+            built.get_submodule(path)._parameters[last] = built.get_parameter(first)
         if on_meta and device.type != "meta":
             _fill(built, make, device)
 
@@ -62,16 +61,21 @@ def blueprint_of(specifier: str, described: Described) -> Blueprint:
         family=specifier,
         config=described.config,
         shapes=shapes,
-        items={name: Item(name, tensor, tensor.shape, tensor.dtype) for name, tensor in described.tensors.items()},
+        items=described.items,
         vocab_size=vocab or rows,
         padded_vocab=rows,
         least_tokens=1,
-        most_tokens=most,
+        most_tokens=_number(described.config, _LENGTHS) or _MOST_TOKENS,
         assumptions=(),
         build=lambda: module,
         finish=finish,
         logits=_logits,
     )
+
+
+def _number(config: Mapping[str, Any], keys: Iterable[str]) -> int | None:
+    """The first whole number under any of the keys."""
+    return next((number for key in keys if type(number := config.get(key)) is int), None)
 
 
 def _class(specifier: str) -> Any:
@@ -145,13 +149,6 @@ def _without_initialisation() -> Any:
             return func(*args, **(kwargs or {}))
 
     return Without()
-
-
-def _ties(module: torch.nn.Module) -> list[tuple[str, str]]:
-    """(name, another name) of each parameter that has several."""
-    first: dict[int, str] = {}
-    named = module.named_parameters(remove_duplicate=False)
-    return [(one, name) for name, parameter in named if (one := first.setdefault(id(parameter), name)) != name]
 
 
 def _fill(built: torch.nn.Module, make: Callable[[], Any], device: torch.device) -> None:

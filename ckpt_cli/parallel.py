@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from ckpt_cli.checkpoint import TensorFile, TensorInfo
+from ckpt_cli.checkpoint import Piece, TensorFile, TensorInfo
 from ckpt_cli.errors import CkptError, Damaged
 from ckpt_cli.formats import Files
 from ckpt_cli.shapes import contiguous_stride
@@ -20,7 +20,6 @@ from ckpt_cli.tensors import digest
 _ROWS = re.compile(r"layers\.[0-9]+\.(?:attention\.w[qkv]|feed_forward\.w[13])\.weight|output\.weight")
 _COLUMNS = re.compile(r"layers\.[0-9]+\.(?:attention\.wo|feed_forward\.w2)\.weight")
 _EMBEDDING, _NORM = "tok_embeddings.weight", "norm.weight"
-_Piece = tuple["str | tuple[int, ...]", TensorInfo]
 
 
 def put_together(files: Sequence[TensorFile]) -> tuple[list[TensorFile], list[str]]:
@@ -83,7 +82,7 @@ def _side_by_side(path: str, parts: Sequence[TensorInfo], axis: int) -> TensorIn
         len(first.shape) != 2 or any(part.form != "strided" for part in parts)
     ):
         raise Damaged(f"{path}: the parts of tensor {first.name!a} do not fit side by side", path=path)
-    pieces: list[_Piece] = []
+    pieces: list[Piece] = []
     at = 0
     for part in parts:
         pieces.append(((at, 0) if axis == 0 else (0, at), part))

@@ -10,11 +10,11 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from ckpt_cli.checkpoint import TensorFile
+from ckpt_cli.checkpoint import TensorFile, referred
 
 # States that tell an optimizer where its groups are not in the file; others could be anything's.
 _TELLING = ("exp_avg", "exp_avg_sq", "momentum_buffer")
-_SAME = "<same as "
+# Items of a list that groups share: no hyperparameter has more.
 _MOST = 16
 # Characters and dots of names: no trainer's are as long, and each dot may be where a parameter's name ends.
 _LONGEST, _MOST_DOTS = 10_000, 100
@@ -74,11 +74,11 @@ def _found(file: TensorFile) -> dict[str, tuple[_Pairs, _Pairs]]:
 
 def _same(value: Any, values: dict[str, Any]) -> Any:
     """A short list that several groups share is told once: here it is again."""
-    if isinstance(value, str) and value.startswith(_SAME):
-        name = value[len(_SAME) : -1]
-        items = [values[f"{name}.{index}"] for index in range(_MOST + 1) if f"{name}.{index}" in values]
-        return items if 0 < len(items) <= _MOST else value
-    return value
+    name = referred(value)
+    if name is None:
+        return value
+    items = [values[f"{name}.{index}"] for index in range(_MOST + 1) if f"{name}.{index}" in values]
+    return items if 0 < len(items) <= _MOST else value
 
 
 def _drafts(prefix: str, groups: _Pairs, states: _Pairs) -> list[Draft]:

@@ -42,6 +42,7 @@ class Document(NamedTuple):
 
     @property
     def config(self) -> Mapping[str, Any]:
+        """The model's configuration; empty where there is none."""
         found = self.value
         for key in self.place:
             found = found.get(key) if isinstance(found, dict) else None
@@ -49,6 +50,7 @@ class Document(NamedTuple):
 
     @property
     def name(self) -> str:
+        """What messages call it."""
         return os.path.basename(self.path)
 
 
@@ -62,6 +64,7 @@ class Change(NamedTuple):
 
     @property
     def key(self) -> str:
+        """The path as a user writes it."""
         return ".".join(self.path)
 
 
@@ -71,25 +74,25 @@ def document_of(checkpoint: Checkpoint | None, file: str | None) -> Document | N
     Raises CkptError for a file that cannot be edited.
     """
     if checkpoint is None:
-        return None if file is None else read_document(file, "")
+        return None if file is None else _read_document(file, "")
     parts = {part.path for part in checkpoint.having("meta", "config")}
     if file in parts:
-        return read_document(str(file), checkpoint.layout)
+        return _read_document(str(file), checkpoint.layout)
     if checkpoint.layout == "nanochat":
         metas = checkpoint.having("meta")
         if not metas:
             raise CkptError(f"{checkpoint.ref} has no meta file to patch")
-        return read_document(metas[0].path, checkpoint.layout)
+        return _read_document(metas[0].path, checkpoint.layout)
     for name in _CONFIGS:
         if os.path.join(checkpoint.dir, name) in parts:
-            return read_document(os.path.join(checkpoint.dir, name), checkpoint.layout)
+            return _read_document(os.path.join(checkpoint.dir, name), checkpoint.layout)
     models = checkpoint.having("model")
     if len(models) != 1 or checkpoint.having("index") or models[0].path.endswith(".safetensors"):
         return None
-    return read_document(models[0].path, checkpoint.layout)
+    return _read_document(models[0].path, checkpoint.layout)
 
 
-def read_document(path: str, layout: str) -> Document:
+def _read_document(path: str, layout: str) -> Document:
     """The document in a file. Raises CkptError for one that is neither JSON nor a torch file as they are today."""
     name = os.path.basename(path)
     if name.endswith(".json"):
@@ -150,6 +153,7 @@ def _edited(value: Any, changes: Sequence[Change]) -> Any:
 
 
 def _with(value: Any, path: Sequence[str], new: Any) -> Any:
+    """A copy with another value at the path, or, MISSING, with none there."""
     first, rest = path[0], path[1:]
     if isinstance(value, list):
         at = int(first)
@@ -199,8 +203,8 @@ def misfit(old: Any, new: Any) -> str | None:
     return None if kind_of(old) == kind_of(new) else f"it is {kind_of(old)}, not {kind_of(new)}"
 
 
-def fitting(document: Document, old: Any, new: Any) -> Any:
-    """The value as the document has it: a pickle keeps a number that is a float one."""
+def kept_float(document: Document, old: Any, new: Any) -> Any:
+    """The new value, as a float where it is a whole number and a pickle has a float in its place."""
     return float(new) if document.pickled and type(old) is float and type(new) is int else new
 
 

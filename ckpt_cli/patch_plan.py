@@ -17,7 +17,8 @@ from ckpt_cli.discover import SOURCES
 from ckpt_cli.errors import CkptError, Damaged, Refused
 from ckpt_cli.maps import naming_of
 from ckpt_cli.migrations import MISSING, Subject, beyond, findings, unseen
-from ckpt_cli.patch import Change, Document, apply, document_of, fitting, located, misfit, mistyped, same
+from ckpt_cli.origin import unwrapped
+from ckpt_cli.patch import Change, Document, apply, document_of, kept_float, located, misfit, mistyped, same
 
 _FORCE = "--force sets it all the same"
 _WINDOWS = re.compile("[SsLl]+")
@@ -62,6 +63,7 @@ class Planned(NamedTuple):
 
     @property
     def label(self) -> str:
+        """What messages call it."""
         return self.ref or self.path
 
     @property
@@ -167,6 +169,7 @@ def _document(checkpoint: Checkpoint | None, file: str | None, wanted: bool) -> 
 
 
 def _migrated(planned: Planned, document: Document, subject: Subject) -> Planned:
+    """The plan with what the migrations would change."""
     if why := unseen(subject):
         return planned._replace(skipped=why)
     changes, unclear = [], []
@@ -186,10 +189,11 @@ def _migrated(planned: Planned, document: Document, subject: Subject) -> Planned
 def _by_hand(
     planned: Planned, document: Document, hands: Sequence[Hand], force: bool, look: Callable[[Document], Subject]
 ) -> Planned:
+    """The plan with edits by hand. Raises CkptError for one that does not fit, unless it is forced."""
     changes = []
     for hand in hands:
         path, old = _placed(document, hand, force)
-        new = fitting(document, old, hand.value)
+        new = kept_float(document, old, hand.value)
         if same(old, new) or (old is MISSING and new is MISSING):
             continue
         key = ".".join(path)
@@ -202,7 +206,7 @@ def _by_hand(
         return planned
     after = apply(document, changes)
     if not force:
-        _check_shapes(planned, look(after), changes)
+        _check_shapes(planned.label, document.place, look(after), changes)
     return planned._replace(changes=tuple(changes), after=after)
 
 
@@ -217,21 +221,18 @@ def _placed(document: Document, hand: Hand, force: bool) -> tuple[tuple[str, ...
         raise
 
 
-def _check_shapes(planned: Planned, subject: Subject, changes: Sequence[Change]) -> None:
-    """Raises CkptError for an edit that the tensors, or the trainer, contradict."""
-    edited = {change.path[-1]: change for change in changes if change.path[:-1] == _place(planned)}
+def _check_shapes(label: str, place: tuple[str, ...], subject: Subject, changes: Sequence[Change]) -> None:
+    """Raises CkptError for an edit of the configuration, which lies at `place`, that the tensors, or the trainer,
+    contradict."""
+    edited = {change.path[-1]: change for change in changes if change.path[:-1] == place}
     for finding in findings(subject):
         if finding.key in edited:
-            raise CkptError(f"{edited[finding.key].key} of {planned.label} is not changed: {finding.reason}", _FORCE)
+            raise CkptError(f"{edited[finding.key].key} of {label} is not changed: {finding.reason}", _FORCE)
     pattern = edited.get("window_pattern")
     if pattern is None or subject.kind != "nanochat" or pattern.new is MISSING:
         return
     if not isinstance(pattern.new, str) or not _WINDOWS.fullmatch(pattern.new):
         raise CkptError(f"window_pattern is made of S and L, not {pattern.new!a}", _FORCE)
-
-
-def _place(planned: Planned) -> tuple[str, ...]:
-    return planned.before.place if planned.before else ()
 
 
 def _subject(
@@ -268,7 +269,7 @@ def _shapes(checkpoint: Checkpoint | None, document: Document, forced: bool) -> 
         files: Iterable[TensorFile] = [document.file] if document.file else []
         if not document.file and checkpoint is not None:
             files = read_files(model_paths(checkpoint, None))
-        named = {t.name.replace("_orig_mod.", ""): t.shape for file in files for t in file.tensors if t.form != "slice"}
+        named = {unwrapped(t.name): t.shape for file in files for t in file.tensors if t.form != "slice"}
     except CkptError as error:
         if forced:
             return {}

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import product
 
-from ckpt_cli.checkpoint import TensorInfo
+from ckpt_cli.checkpoint import Piece, TensorInfo
 from ckpt_cli.shapes import Box
 from ckpt_cli.views import BLOCK
 
@@ -30,7 +30,7 @@ def joined(tensor: TensorInfo, read: Callable[[TensorInfo], Iterable[memoryview]
         yield memoryview(block)
 
 
-def _are_rows(shape: Sequence[int], pieces: Sequence[tuple[str | tuple[int, ...], TensorInfo]]) -> bool:
+def _are_rows(shape: Sequence[int], pieces: Sequence[Piece]) -> bool:
     """Whether the pieces, in this order, lie end to end along the first dimension, and are whole in all others."""
     row = 0
     for at, piece in pieces:

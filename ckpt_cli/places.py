@@ -14,10 +14,10 @@ _WEIGHTS = (".safetensors", ".safetensors.index.json")
 
 
 def output_path(sources: Sequence[str], output: str | None, to: str = "safetensors", shards: bool = False) -> str:
-    """Where the output goes: beside the source, into a directory under its default name, or where it is said.
+    """Where the output goes: beside the source, into a directory under its default name, or where `output` says.
 
-    Of a folder its path; of shards their path without `.safetensors`. Raises CkptError where none is said and one must
-    be.
+    Of a target that is a folder, its path; of shards their common path, without number and `.safetensors`. Raises
+    CkptError where it must be said and is not, and where nothing can be written there.
     """
     if output is None:
         why = _needs_output(sources, to, shards)
@@ -44,6 +44,7 @@ def output_path(sources: Sequence[str], output: str | None, to: str = "safetenso
 
 
 def _needs_output(sources: Sequence[str], to: str, shards: bool) -> str | None:
+    """Why there is no place to take for granted; None where the output goes beside the source."""
     if to in FOLDERS or shards:
         return f"{to} is written as a folder" if to in FOLDERS else "shards are several files"
     if to != "safetensors":
@@ -61,12 +62,12 @@ def default_name(sources: Sequence[str], to: str) -> str:
     return stem + SUFFIXES.get(to, "")
 
 
-def inside(folder: str, sources: Sequence[str], to: str, shards: bool) -> str:
+def of_part(folder: str, sources: Sequence[str], to: str, shards: bool) -> str:
     """The output for one of several files of a part, which keeps its stem, in a folder that may have to be made."""
     return os.path.join(folder, default_name(sources, "" if shards else to))
 
 
-def named(folder: str, name: str, to: str, shards: bool) -> str:
+def of_checkpoint(folder: str, name: str, to: str, shards: bool) -> str:
     """The output of one checkpoint of several, as `output_path` gives it: a file that is called after its ref, or a
     folder that is. No two refs are the same."""
     if to in FOLDERS:
@@ -89,6 +90,7 @@ def refuse_outputs(outputs: Sequence[str], sources: Sequence[str], force: bool) 
 
 
 def _refuse_mixture(outputs: Sequence[str]) -> None:
+    """Raises Refused for a folder with other files of weights that are called as these are, number and all aside."""
     ours = set(outputs)
     for folder in {os.path.dirname(output) for output in outputs if output.endswith(_WEIGHTS)}:
         stems = tuple(

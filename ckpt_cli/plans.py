@@ -13,12 +13,16 @@ Needs = Callable[[Checkpoint, Sequence[Checkpoint]], Iterable[Checkpoint]]
 
 @dataclass(frozen=True)
 class Kept:
+    """A checkpoint that stays, and why: by the policies, and by the safety rules."""
+
     checkpoint: Checkpoint
     reasons: tuple[str, ...]
 
 
 @dataclass(frozen=True)
 class Ignored:
+    """A checkpoint that a plan leaves alone and does not count as kept, and why."""
+
     checkpoint: Checkpoint
     reason: str
 
@@ -32,12 +36,13 @@ class Gone:
 
     @property
     def bytes(self) -> int:
+        """That its going frees: of a part that is a link, nothing."""
         return sum(part.bytes for part in self.parts if not part.linked)
 
 
 @dataclass(frozen=True)
 class RunPlan:
-    """What happens to one run, each list in the order of training."""
+    """What happens to one run, each list in the order of training; `dir` is the run's directory."""
 
     source: str | None
     tag: str
@@ -48,6 +53,7 @@ class RunPlan:
 
     @property
     def name(self) -> str:
+        """As `Checkpoint.run` of those in it."""
         return f"{self.source}/{self.tag}" if self.source else self.tag
 
     @property
@@ -59,7 +65,10 @@ class RunPlan:
 
 @dataclass(frozen=True)
 class Plan:
-    """`over` is by how many bytes what stays exceeds the size budget, None where there is none."""
+    """What happens to every run.
+
+    `over` is by how many bytes what stays exceeds the size budget, None where there is none.
+    """
 
     policies: tuple[str, ...]
     groups: tuple[RunPlan, ...]
@@ -94,3 +103,8 @@ class Rules:
     trust_steps: bool = False
     optimizer_only: bool = False
     others: Sequence[Checkpoint] = ()
+
+    @property
+    def whole_run(self) -> bool:
+        """Whether one run may go with all that it has."""
+        return self.allow_empty and not self.optimizer_only

@@ -46,13 +46,13 @@ def metadata_of(checkpoint: Checkpoint | None, paths: Sequence[str]) -> tuple[di
         if key is None:
             continue
         try:
-            metadata[key] = read_word_for_word(part.path)
+            metadata[key] = _read_word_for_word(part.path)
         except CkptError as error:
             problems.append(f"the {'metadata' if key == META else 'configuration'} does not go along: {error.message}")
     return metadata, problems
 
 
-def read_word_for_word(path: str) -> str:
+def _read_word_for_word(path: str) -> str:
     """A JSON file as text, in whatever encoding JSON allows; raises CkptError where it is no JSON."""
     read_json(path)
     with open(path, "rb") as file:

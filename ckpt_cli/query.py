@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from ckpt_cli.checkpoint import Checkpoint
 from ckpt_cli.discover import MAX_DEPTH, Discovery, discover
-from ckpt_cli.errors import CkptError
+from ckpt_cli.errors import CkptError, NotFound
 from ckpt_cli.root import Root, find_root, is_path, is_place
 from ckpt_cli.settings import NOTHING, Settings
 
@@ -44,7 +44,7 @@ class Query(NamedTuple):
         if self.source is not None:
             pool = tuple(c for c in pool if (c.source or "") == self.source)
             if not pool and not self.trash:
-                raise CkptError(f"there is no source {self.source!a} in {self.root.path}", _similar("", self.found))
+                raise CkptError(f"there is no source {self.source!r} in {self.root.path}", _similar("", self.found))
         if self.tag and (pool or not self.trash):
             return _tagged(pool, self.tag, self.found)
         return pool
@@ -99,7 +99,7 @@ def resolve(
             return query._replace(notes=(f"{target} matches no run, so it is taken as a path",))
         for name, said, option in zip(("source", "tag", "step"), parsed, (source, tag, step)):
             if said and option and said != option and not _same_number(said, option):
-                raise CkptError(f"{target!a} and --{name} {option} contradict each other")
+                raise CkptError(f"{target!r} and --{name} {option} contradict each other")
         source, tag, step = (said or option or said for said, option in zip(parsed, (source, tag, step)))
     return Query(place, found, None, source, tag, step, settings=settings)
 
@@ -127,6 +127,8 @@ def _at_path(
         raise CkptError(f"{target} names one file: no source, tag or step goes with it")
     # The file where it lies, then what a link to it leads to.
     for name in (path, os.path.realpath(path)) if os.path.islink(path) else (path,):
+        if not os.path.lexists(name):
+            raise CkptError(f"{target} is a link to {name}, which is not there")
         folder = os.path.realpath(os.path.dirname(name) or ".")
         file = os.path.join(folder, os.path.basename(name))
         found = _discover(folder, settings, depth=0)
@@ -162,7 +164,7 @@ def parse(selector: str, found: Discovery) -> tuple[str | None, str | None, str 
     for source, tag, step in readings:
         if tag and any(_fits(c, source, tag, None, False) for c in there):
             return source, tag, step
-    raise CkptError(f"nothing matches {selector!a} in {found.root}", _similar(selector, found))
+    raise CkptError(f"nothing matches {selector!r} in {found.root}", _similar(selector, found))
 
 
 def _with_source(
@@ -206,10 +208,10 @@ def _tagged(pool: Sequence[Checkpoint], tag: str, found: Discovery) -> tuple[Che
     exact = tuple(c for c in pool if c.tag == tag)
     ending = tuple(c for c in pool if c.tag.endswith("/" + tag))
     if not exact and not ending:
-        raise CkptError(f"there is no run {tag!a} in {found.root}", _similar(tag, found))
+        raise CkptError(f"there is no run {tag!r} in {found.root}", _similar(tag, found))
     if not exact and len({c.tag for c in ending}) > 1:
         names = ", ".join(dict.fromkeys(c.run for c in ending))
-        raise CkptError(f"{tag!a} is ambiguous: {names}", "name more of the path")
+        raise CkptError(f"{tag!r} is ambiguous: {names}", "name more of the path")
     return exact or ending
 
 
@@ -227,6 +229,17 @@ def _similar(text: str, found: Discovery) -> str:
     names = list(dict.fromkeys(name for c in found.checkpoints for name in (c.run, c.tag)))
     close = _close(text, names, 3)
     return f"did you mean {' or '.join(close)}" if close else listing(found.root)
+
+
+def nothing_in(root: Root) -> NotFound:
+    """The error for a root without a checkpoint: it names what chose a root that nobody typed."""
+    if not os.path.isdir(root.path):
+        what = f"there is no directory {root.path} ({root.origin})"
+    elif root.origin in ("TARGET", "--root"):
+        what = f"there are no checkpoints in {root.path}"
+    else:
+        what = f"there are no checkpoints in {root.path} ({root.origin})"
+    return NotFound(what, "--root DIR looks elsewhere, `ckpt demo` writes some to try")
 
 
 def listing(root: str) -> str:

@@ -33,6 +33,8 @@ class Devices(NamedTuple):
 
 
 class Mismatch(NamedTuple):
+    """A tensor of another shape than the model has it in."""
+
     name: str
     expected: tuple[int, ...]
     found: tuple[int, ...]
@@ -69,6 +71,7 @@ NO_DIFFERENCES = Differences((), (), ())
 
 
 def devices() -> Devices:
+    """What torch finds here."""
     import torch
 
     return Devices(torch.cuda.device_count() if torch.cuda.is_available() else 0, torch.backends.mps.is_available())
@@ -157,6 +160,7 @@ def build(
 
 
 def _loaded(weights: Weights, item: Item, place: torch.device, dtype: str | None, narrow: bool) -> torch.Tensor:
+    """The weight on its device, in the dtype in which it is held there; a `narrow` one stays as it is on the CPU."""
     tensor = weights.tensor(item.tensor).reshape(item.shape)
     if item.dtype != item.tensor.dtype:
         tensor = tensor.to(torch_dtype(item.dtype))

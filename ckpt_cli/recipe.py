@@ -12,17 +12,21 @@ from ckpt_cli.writing import Output, item_bytes
 
 
 class Request(NamedTuple):
-    """What is asked for: target, dtype of floating-point numbers, bytes a shard at most, part, configuration file."""
+    """What is asked for: target, dtype of floating-point numbers (torch's name), bytes a shard at most, part, and the
+    path of a configuration file; None for what is not asked."""
 
     to: str = "safetensors"
     dtype: str | None = None
-    most: int | None = None
+    shard_bytes: int | None = None
     part: str | None = None
     config: str | None = None
 
 
 class Recipe(NamedTuple):
-    """What will be written, and what becomes of the source's names. `notes` is what should be said."""
+    """What will be written, and what becomes of the source's names.
+
+    `renamed` are (old, new) names, `dropped` (name, reason), `tied` (name, of which). `notes` is what should be said.
+    """
 
     outputs: tuple[Output, ...]
     items: tuple[Item, ...]
@@ -34,6 +38,7 @@ class Recipe(NamedTuple):
 
     @property
     def bytes(self) -> int:
+        """Of all outputs, headers included."""
         return sum(output.bytes for output in self.outputs)
 
     @property

@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+# nanochat gives the matrices of the vocabulary a multiple of so many rows; its metadata has the number of tokens.
+PADDING = 64
 # What each revision has that the first has not, and when it was nanochat's own.
 REVISIONS = {
     "v1": "the first model, October 2025 to January 2026",
@@ -22,6 +24,11 @@ REVISIONS = {
     "moe": "a mixture of experts, of a branch",
     "moe3": "a mixture of experts, of a branch of 2026",
 }
+
+
+def padded(tokens: int) -> int:
+    """How many rows nanochat gives the matrices of a vocabulary."""
+    return -(-tokens // PADDING) * PADDING
 
 
 def revision_of(shapes: Mapping[str, tuple[int, ...]], config: Mapping[str, Any]) -> str:

@@ -21,16 +21,14 @@ _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
 
 
 class Ruleset(NamedTuple):
-    """Policies by the name that a user knows them under, and the size budget, if there is one.
-
-    `empty` says that nothing is asked for but to keep none.
-    """
+    """Policies by the name that a user knows them under, and the size budget, if there is one."""
 
     policies: dict[str, Policy]
     budget: Budget | None = None
 
     @property
     def empty(self) -> bool:
+        """Whether nothing is asked for but to keep none."""
         return list(self.policies) == ["keep 0"] and not self.budget
 
 

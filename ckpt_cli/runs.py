@@ -17,9 +17,12 @@ Status = Literal["planned", "written", "there", "skipped", "failed"]
 
 
 class Job(NamedTuple):
-    """One checkpoint and what becomes of it. `there` means that its outputs lie where they would be written: in a plan
-    of the size and with every header that they would have, which name what it was made of; once carried out, byte for
-    byte. `skipped` is what is still being written; `failure` says why it failed."""
+    """One checkpoint and what becomes of it.
+
+    The status `there` means that its outputs lie where they would be written: in a plan of the size and with every
+    header that they would have, which name what it was made of; once carried out, byte for byte. `skipped` is what is
+    still being written. `recipe` is None for that, and for what could not be planned; `failure` is why it failed.
+    """
 
     checkpoint: Checkpoint
     recipe: Recipe | None
@@ -28,16 +31,19 @@ class Job(NamedTuple):
 
 
 def plan_all(checkpoints: Sequence[Checkpoint], request: Request, output: str | None, force: bool) -> list[Job]:
-    """A job for each checkpoint: beside each model, or below `output`, under its ref. What cannot be planned is told of
-    every one before anything is written."""
+    """A job for each checkpoint: beside each model, or below `output`, under its ref. Nothing is written yet; one that
+    cannot be planned is a job that has failed.
+
+    Raises CkptError for an `output` that is a file, or is needed and not said, and where two checkpoints have one.
+    """
     below = None if output is None else os.path.abspath(os.path.expanduser(output))
     if below and os.path.lexists(below) and not os.path.isdir(below):
         raise CkptError(f"{below} is a file: --all writes below a directory")
-    if below is None and (request.to != "safetensors" or request.most is not None):
+    if below is None and (request.to != "safetensors" or request.shard_bytes is not None):
         raise CkptError("--all writes these outputs below a directory", "-o DIR/ says where")
     jobs = [_job(checkpoint, request, below, force) for checkpoint in _not_ours(checkpoints, below)]
     outputs = {output.path: job for job in jobs if job.recipe for output in job.recipe.outputs}
-    jobs = [job for job in jobs if not _is_another_s(job, outputs)]
+    jobs = [job for job in jobs if not _is_an_output(job, outputs)]
     _refuse_collisions(jobs)
     return jobs
 
@@ -51,8 +57,8 @@ def _not_ours(checkpoints: Sequence[Checkpoint], below: str | None) -> Sequence[
     return [c for c in checkpoints if not (os.path.realpath(c.dir) + os.sep).startswith(top)] or checkpoints
 
 
-def _is_another_s(job: Job, outputs: Mapping[str, Job]) -> bool:
-    """Whether its checkpoint is what another is converted to."""
+def _is_an_output(job: Job, outputs: Mapping[str, Job]) -> bool:
+    """Whether its checkpoint is what another one is converted to."""
     models = [part.path for part in job.checkpoint.having("model")]
     return bool(models) and all(outputs.get(path, job) is not job for path in models)
 
@@ -152,13 +158,9 @@ def all_record(jobs: Sequence[Job], dry_run: bool) -> dict[str, Any]:
                 "source": checkpoint_record(job.checkpoint),
                 "status": job.status,
                 **(result_record(job.recipe) if job.recipe else {"outputs": []}),
-                "problem": job.failure and _problem(job.failure),
+                "problem": job.failure and job.failure.problem,
             }
             for job in jobs
         ],
-        "problems": [_problem(job.failure) for job in jobs if job.failure],
+        "problems": [job.failure.problem for job in jobs if job.failure],
     }
-
-
-def _problem(failure: CkptError) -> dict[str, Any]:
-    return {"code": failure.kind, "detail": failure.message, "path": failure.path}

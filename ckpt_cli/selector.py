@@ -7,7 +7,7 @@ from shlex import quote
 from ckpt_cli.checkpoint import Checkpoint, is_complete, newest
 from ckpt_cli.errors import CkptError, NotFound
 from ckpt_cli.metrics import best_of
-from ckpt_cli.query import Query, at_step, is_number, listing
+from ckpt_cli.query import Query, at_step, is_number, listing, nothing_in
 
 _DEPTH = re.compile(r"d([0-9]+)")
 Accept = Callable[[Checkpoint], bool]
@@ -39,7 +39,7 @@ def choose_one(query: Query, accept: Accept | None = None, what: str = "complete
     if not pool:
         if query.file:
             raise _no_part(query.file)
-        raise NotFound(f"there are no checkpoints in {query.root.path}", "`ckpt demo` writes a small tree to try")
+        raise nothing_in(query.root)
     if query.file:
         return pool[0], None
     runs = _runs(pool)
@@ -50,13 +50,19 @@ def choose_one(query: Query, accept: Accept | None = None, what: str = "complete
             raise _no_step(query, pool)
     if query.tag and len(runs) > 1:
         names = [run[0].run for run in runs]
-        raise CkptError(f"{query.tag!a} is ambiguous: {', '.join(names)}", f"name the source too, as in {names[0]}")
+        raise CkptError(f"{query.tag!r} is ambiguous: {', '.join(names)}", f"name the source too, as in {names[0]}")
     if len(runs) > 1:
         run, why = default_run(runs, accept)
         runs = [run]
     checkpoint = _step_of(runs[0], query.step, accept, query.settings.metric)
     if checkpoint is None:
-        raise NotFound(f"no checkpoint of {runs[0][0].run} is {what}", listing(query.root.path))
+        only = runs[0][0]
+        lacking = only.problems[0].detail if len(runs[0]) == 1 and only.problems else None
+        said = f"{only.ref} is {only.state}: {lacking}" if lacking else f"no checkpoint of {only.run} is {what}"
+        raise NotFound(said, listing(query.root.path))
+    newest_of_many = query.step in (None, "latest") and sum(map(accept, runs[0])) > 1
+    if newest_of_many and checkpoint.step is None and checkpoint.name != query.step:
+        why = why or "the newest by time, as none has a step"
     return checkpoint, why
 
 
@@ -95,12 +101,11 @@ def _step_of(
 
 def _no_step(query: Query, pool: Sequence[Checkpoint]) -> CkptError:
     if not is_number(query.step or "") and all(c.name != query.step for c in pool):
-        return CkptError(f"{query.step!a} is no step there: a number, latest or best")
+        return CkptError(f"{query.step!r} is no step there: a number, latest or best")
     where = "/".join(name for name in (query.source, query.tag) if name) or query.root.path
     there = [str(step) for step in sorted({c.step for c in pool if c.step is not None})[-6:]]
-    return CkptError(
-        f"there is no step {query.step} in {where}", f"the last ones are {', '.join(there)}" if there else None
-    )
+    hint = f"the {'only one is' if len(there) == 1 else 'last ones are'} {', '.join(there)}" if there else None
+    return CkptError(f"there is no step {query.step} in {where}", hint)
 
 
 def _runs(pool: Sequence[Checkpoint]) -> list[list[Checkpoint]]:

@@ -165,7 +165,7 @@ def _read(path: str) -> _Table | None:
     table = _Table(path, text, values)
     for key in table.values:
         if key not in _CHECKS:
-            raise table.wrong(key, f"there is no setting {key!a}: {', '.join(_CHECKS)}")
+            raise table.wrong(key, f"there is no setting {key!r}: {', '.join(_CHECKS)}")
     return table
 
 
@@ -228,9 +228,9 @@ def _sources(table: _Table, value: Any, settings: Settings) -> dict[str, str]:
     for source, directories in value.items():
         names = [directories] if isinstance(directories, str) else directories
         if not isinstance(names, list) or not all(isinstance(name, str) and name for name in names):
-            raise table.wrong(source, f"source {source!a} is a directory's name, or a list of them", "sources")
+            raise table.wrong(source, f"source {source!r} is a directory's name, or a list of them", "sources")
         if not source or "/" in source or source[0] in ".~":
-            raise table.wrong(source, f"{source!a} is no name for a source", "sources")
+            raise table.wrong(source, f"{source!r} is no name for a source", "sources")
         for name in names:
             what = None
             if os.sep in name or name in (os.curdir, os.pardir) or "\0" in name:
@@ -238,9 +238,9 @@ def _sources(table: _Table, value: Any, settings: Settings) -> dict[str, str]:
             elif is_skipped(name):
                 what = "where checkpoints are never looked for"
             elif named.get(name, source) != source:
-                what = f"which stands for {named[name]!a} already"
+                what = f"which stands for {named[name]!r} already"
             if what:
-                raise table.wrong(source, f"source {source!a} names the directory {name!a}, {what}", "sources")
+                raise table.wrong(source, f"source {source!r} names the directory {name!r}, {what}", "sources")
             named[name] = source
     kept = {name: source for name, source in settings.sources.items() if source not in value and name not in named}
     # In the order in which a default is looked for: nanochat's four, then new ones.
@@ -253,11 +253,11 @@ def _policies(table: _Table, value: Any, settings: Settings) -> dict[str, Any]:
         raise table.wrong("policies", "policies holds a table for each policy, as in [policies.weekly]")
     for name, policy in value.items():
         if not isinstance(policy, dict):
-            raise table.wrong(name, f"policy {name!a} is a table, as in [policies.weekly]", "policies")
+            raise table.wrong(name, f"policy {name!r} is a table, as in [policies.weekly]", "policies")
         for key, rule in policy.items():
             fault = _fault(key, rule)
             if fault:
-                raise table.wrong(key, f"in the policy {name!a}, {fault}", "policies", name)
+                raise table.wrong(key, f"in the policy {name!r}, {fault}", "policies", name)
     return {**settings.policies, **value}
 
 
@@ -266,7 +266,7 @@ def _fault(key: str, rule: Any) -> str | None:
     from ckpt_cli.ruleset import ruleset
 
     if key not in POLICY_KEYS:
-        return f"there is no rule {key!a}: {', '.join(POLICY_KEYS)}"
+        return f"there is no rule {key!r}: {', '.join(POLICY_KEYS)}"
     if key == "metric":
         return None if _is_metric(rule) else _METRIC
     try:

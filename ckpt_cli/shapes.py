@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 # More than torch computes with, and a bound on what a tensor's description costs.
-MAX_DIMENSIONS = 64
+_MAX_DIMENSIONS = 64
 # Of one dimension, as torch counts; of strides and places, which reach into a file. No file is as long as MAX_PLACE,
 # and of larger numbers as many as one likes have the same hash, Python's modulo 2**61 - 1.
 MAX_SIZE, MAX_PLACE = 2**63 - 1, 2**61 - 2
@@ -69,13 +69,13 @@ def _overlap(boxes: Sequence[Box]) -> str | None:
 
 def are_sizes(value: Any, most: int = MAX_SIZE) -> bool:
     """Whether a value from a file can be a shape, a stride or offsets: numbers from 0 to `most`, not too many."""
-    if not isinstance(value, (tuple, list)) or len(value) > MAX_DIMENSIONS:
+    if not isinstance(value, (tuple, list)) or len(value) > _MAX_DIMENSIONS:
         return False
     return all(type(size) is int and 0 <= size <= most for size in value)
 
 
 def contiguous_stride(shape: tuple[int, ...]) -> tuple[int, ...]:
-    """Elements from one index to the next in each dimension, in C order; none beyond MAX_SIZE.
+    """Of a dense tensor: elements from one index to the next in each dimension, in C order; none beyond MAX_SIZE.
 
     A shape without elements may have any number of dimensions, whose product has as many digits.
     """

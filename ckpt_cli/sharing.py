@@ -26,7 +26,7 @@ class Sharing(NamedTuple):
         return self.tied_to is not None or self.view_of is not None
 
 
-ALONE = Sharing()
+_ALONE = Sharing()
 
 
 def sharing(tensors: Sequence[TensorInfo]) -> list[Sharing]:
@@ -35,7 +35,7 @@ def sharing(tensors: Sequence[TensorInfo]) -> list[Sharing]:
     for index, tensor in enumerate(tensors):
         if tensor.storage and 0 not in tensor.shape:
             users.setdefault((tensor.storage.file, tensor.storage.name), []).append(index)
-    found = [ALONE] * len(tensors)
+    found = [_ALONE] * len(tensors)
     for group in users.values():
         if len(group) > 1:
             _relate(tensors, group, found)

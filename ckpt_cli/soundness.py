@@ -12,18 +12,19 @@ from ckpt_cli.integrity import Job, Slice, check_file, kind_of, slices_of
 
 # Threads that share the records of one file.
 _LANES = 2
+# Tensors of a record that a problem names.
 _MOST_NAMED = 4
 
 
-class Checked(NamedTuple):
-    """What was found in how many files; `bare` are the names of those that have no checksum."""
+class Soundness(NamedTuple):
+    """What was found in how many `files`; `bare` are the names of those that have no checksum."""
 
     problems: tuple[Problem, ...]
     bare: tuple[str, ...]
     files: int
 
 
-def check(checkpoint: Checkpoint | None, files: Sequence[TensorFile]) -> Checked:
+def check(checkpoint: Checkpoint | None, files: Sequence[TensorFile]) -> Soundness:
     """Every checksum of the model's `files`, of what they are an index of, and of the optimizer's files."""
     own = {file.path: file for file in files}
     slices = {path: found for path, found in _elsewhere(files).items() if path not in own}
@@ -42,7 +43,7 @@ def check(checkpoint: Checkpoint | None, files: Sequence[TensorFile]) -> Checked
             problems.append(Problem("manifest-mismatch", f"{path} is not as its manifest has it", path))
         elif not done.covered and path not in digests:
             bare.append(os.path.basename(path))
-    return Checked(tuple(_told(problem, files) for problem in problems), tuple(bare), len(wanted))
+    return Soundness(tuple(_with_tensors(problem, files) for problem in problems), tuple(bare), len(wanted))
 
 
 def _elsewhere(files: Sequence[TensorFile]) -> dict[str, list[Slice]]:
@@ -54,8 +55,8 @@ def _elsewhere(files: Sequence[TensorFile]) -> dict[str, list[Slice]]:
     return found
 
 
-def _told(problem: Problem, files: Sequence[TensorFile]) -> Problem:
-    """With the tensors whose bytes lie in the record that it is about."""
+def _with_tensors(problem: Problem, files: Sequence[TensorFile]) -> Problem:
+    """The problem, its sentence with the tensors whose bytes lie in the record that it is about."""
     record = problem.record or ""
     names = [
         tensor.name

@@ -58,7 +58,7 @@ def recognise(source: ByteSource) -> Format:
             raise CkptError(f"{source.path} is {what}", kind="not-a-checkpoint")
     if head[257:262] == b"ustar":
         raise CkptError(
-            f"{source.path} is a tar archive, as torch before 0.2 wrote them; such files are not read",
+            f"{source.path} is a tar archive: torch before 0.2 wrote such files, which are not read",
             kind="not-a-checkpoint",
         )
     raise CkptError(f"{source.path} is not a checkpoint in any known format", kind="not-a-checkpoint")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -11,7 +12,7 @@ from ckpt_cli.checkpoint import TensorInfo
 from ckpt_cli.errors import CkptError
 from ckpt_cli.formats._dtypes import ITEMSIZE
 from ckpt_cli.items import Item
-from ckpt_cli.shapes import contiguous_stride
+from ckpt_cli.shapes import MAX_BYTES, are_sizes, contiguous_stride
 from ckpt_cli.views import is_contiguous
 
 
@@ -80,26 +81,28 @@ def recorded(path: str, text: str, tensors: Mapping[str, TensorInfo]) -> list[Al
     found = []
     for name, entry in told.items():
         of = entry.get("of") if isinstance(entry, dict) else None
-        alias = _recorded(name, entry, tensors[of]) if isinstance(of, str) and of in tensors else None
-        if alias is None or name in tensors:
+        host = tensors.get(of) if isinstance(of, str) else None
+        view = view_of(name, entry, host) if host else None
+        if host is None or view is None or name in tensors:
             raise CkptError(f"{path}: its ckpt.aliases has an entry {name!a} that does not fit its tensors")
-        found.append(alias)
+        found.append(Alias(name, host.name, view, view.offset))
     return found
 
 
-def _recorded(name: str, entry: Mapping[str, Any], host: TensorInfo) -> Alias | None:
-    dtype, shape, stride, at = (entry.get(key) for key in ("dtype", "shape", "stride", "offset"))
-    if not (isinstance(dtype, str) and dtype in ITEMSIZE and isinstance(shape, list) and isinstance(stride, list)):
+def view_of(name: str, entry: Mapping[str, Any], host: TensorInfo) -> TensorInfo | None:
+    """The view of `host` that an entry stands for which `written` made; None for one that is none, or reaches beyond
+    its host."""
+    told: Any = [entry.get(key) for key in ("dtype", "shape", "stride", "offset")]
+    dtype, shape, stride, at = told
+    if not isinstance(dtype, str) or dtype not in ITEMSIZE or not are_sizes([at]):
         return None
-    if len(shape) != len(stride) or not all(type(n) is int and 0 <= n < 2**63 for n in (*shape, *stride, at)):
+    if not are_sizes(shape) or not are_sizes(stride) or len(shape) != len(stride) or math.prod(shape) > MAX_BYTES:
         return None
-    assert isinstance(at, int)
     size = ITEMSIZE[dtype]
     reach = at + 1 + sum((n - 1) * step for n, step in zip(shape, stride))
     if 0 not in shape and reach * size > host.bytes:
         return None
-    tensor = TensorInfo(name, dtype, tuple(shape), tuple(stride), at, size, host.storage)
-    return Alias(name, host.name, tensor, at)
+    return TensorInfo(name, dtype, tuple(shape), tuple(stride), at, size, host.storage)
 
 
 def _untie(group: Sequence[tuple[str, TensorInfo]], aliases: dict[str, Alias], notes: list[str]) -> None:

@@ -14,7 +14,7 @@ from ckpt_cli.items import Item
 from ckpt_cli.torch_writer import zipped
 from ckpt_cli.writing import Output
 
-MAX_PICKLE = 256 << 20
+_MAX_PICKLE = 256 << 20
 # An extra field, which pads, has 65,535 bytes at most.
 _ALIGNMENTS = range(1, 1 << 15)
 _DEFAULT_ALIGNMENT = 64
@@ -39,7 +39,7 @@ def opened(path: str) -> Opened:
             raise CkptError(f"{path} holds more than its records, which a rewrite would lose: {file.notes[0]}")
         archive = _zip.read_archive(source)
         record = archive.records[f"{_root(archive)}/data.pkl"]
-        return Opened(file, _zip.read_record(source, archive, record, MAX_PICKLE))
+        return Opened(file, _zip.read_record(source, archive, record, _MAX_PICKLE))
 
 
 def rewritten(path: str, pickle: bytes, target: str) -> Output:

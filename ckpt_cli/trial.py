@@ -24,6 +24,7 @@ from ckpt_cli.interrupts import interruptible
 from ckpt_cli.levels import LEVELS, PREPARATION, Level
 from ckpt_cli.orders import Order, written
 from ckpt_cli.rebuild import NO_DIFFERENCES, Differences, Mismatch
+from ckpt_cli.weights import bytes_held
 
 # The package comes from where this one lies, and the current directory is no place to import from.
 _START = "import sys; sys.path[0] = sys.argv[1]; from ckpt_cli.child import main; sys.exit(main())"
@@ -47,8 +48,8 @@ _SIGNALS = {
 
 
 class Outcome(NamedTuple):
-    """What came of an order. `parameters` and `dtype` are None where no model was built, `logits` where none were
-    computed; `peak` is in bytes."""
+    """What came of an order. `family` is None where none was told, `parameters` and `dtype` where no model was built,
+    `logits` where none were computed; `peak` is the most memory that was held, in bytes."""
 
     levels: tuple[Level, ...]
     problems: tuple[Problem, ...]
@@ -63,6 +64,7 @@ class Outcome(NamedTuple):
 
     @property
     def failed(self) -> Level | None:
+        """The first level that failed."""
         return next((level for level in self.levels if level.status == "fail"), None)
 
 
@@ -218,5 +220,4 @@ def _peak_of_children() -> int:
     """The most memory that a process which was waited for has held."""
     import resource
 
-    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
+    return bytes_held(resource.getrusage(resource.RUSAGE_CHILDREN))

@@ -73,6 +73,7 @@ class Verified(NamedTuple):
 
     @property
     def damaged(self) -> bool:
+        """Whether anything of it is."""
         return any(result.status == "damaged" for result in self.results)
 
 
@@ -226,12 +227,14 @@ def _judged(unit: Unit, checked: dict[str, Checked]) -> Verified:
 
 
 def _of_index(checked: dict[str, Checked]) -> Iterator[Problem]:
+    """What is wrong with an index that is part of no checkpoint."""
     for path, file in checked.items():
         if isinstance(file.value, dict) and isinstance(file.value.get("weight_map"), dict):
             yield from index_faults(path, file.value, checked)
 
 
 def _status(problems: Iterable[Problem], matched: bool, file: Checked | None) -> Status:
+    """Of a file with these problems; `matched` is whether it is the one that a manifest lists."""
     if any(problem.code not in REMARKS for problem in problems):
         return "damaged"
     return "ok" if matched or (file is not None and file.covered) else "unverifiable"

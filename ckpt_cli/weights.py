@@ -7,6 +7,7 @@ little-endian bytes (compressed, in pieces, big-endian, lazily negated) is read 
 from __future__ import annotations
 
 import mmap
+import sys
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
@@ -16,6 +17,8 @@ from ckpt_cli.formats import Files
 from ckpt_cli.tensors import blocks, readable, unpacked
 
 if TYPE_CHECKING:
+    import resource
+
     import torch
 
 # Nothing is set aside for pages that nobody may ever write to: the file may be larger than the memory.
@@ -76,6 +79,7 @@ class Weights:
         return self.storages[key]
 
     def _map(self, storage: Storage) -> mmap.mmap | None:
+        """All of the storage's file; None where nothing can be mapped. Raises Damaged where the file is too short."""
         if storage.file not in self.maps:
             source = self.files.at(storage.file)
             whole = None
@@ -87,14 +91,11 @@ class Weights:
             raise Damaged(f"{storage.file} has become shorter while it was read", path=storage.file, kind="truncated")
         return mapped
 
-    def close(self) -> None:
-        self.files.close()
-
     def __enter__(self) -> Weights:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.close()
+        self.files.close()
 
 
 def torch_dtype(name: str) -> torch.dtype | None:
@@ -105,15 +106,19 @@ def torch_dtype(name: str) -> torch.dtype | None:
     return found if isinstance(found, torch.dtype) else None
 
 
-def resident(device: str) -> int:
+def peak_memory(device: str) -> int:
     """The most memory that this process has held so far, in bytes, with that of a CUDA device; mapped pages that were
     touched count."""
     import resource
-    import sys
 
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    peak = bytes_held(resource.getrusage(resource.RUSAGE_SELF))
     if device.startswith("cuda"):
         import torch
 
         peak += torch.cuda.max_memory_allocated(device)
     return peak
+
+
+def bytes_held(usage: resource.struct_rusage) -> int:
+    """The largest resident memory, which the system tells in KiB, on macOS in bytes."""
+    return usage.ru_maxrss if sys.platform == "darwin" else usage.ru_maxrss * 1024

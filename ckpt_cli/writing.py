@@ -30,10 +30,8 @@ from ckpt_cli.items import Item
 from ckpt_cli.tensors import RANGE, checked_blocks, crc32, range_crc32, stored_crc32
 
 Advance = Callable[[int], None]
-# How much is written before the disk is set to work on it.
+# How much is written before the disk is set to work on it. A smaller file is done before its space could be asked for.
 _FLUSH = 16 << 20
-# Files of fewer bytes are written before the space for them could be asked for.
-_RESERVED = 1 << 20
 
 
 class Late(NamedTuple):
@@ -112,7 +110,7 @@ def _reserve(out: int, size: int) -> None:
     less time. Not by os.posix_fallocate, whose substitute, where the file system cannot, writes to each block.
     Raises OSError.
     """
-    if size >= _RESERVED and sys.platform == "linux":
+    if size >= _FLUSH and sys.platform == "linux":
         import ctypes
 
         function = ctypes.CDLL(None, use_errno=True).fallocate

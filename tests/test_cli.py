@@ -153,7 +153,9 @@ def test_summaries_are_whole(group: tuple[str, ...], call: Run, monkeypatch: pyt
 
 
 def test_help_everywhere(call: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every help has examples and the exit codes, and fits a tall window; the bare groups print help and exit 2."""
+    """Every help has examples and the exit codes, and fits a tall window, also one of the usual width; the bare groups
+    print help and exit 2.
+    """
     monkeypatch.setenv("COLUMNS", "100")
     inner = [["inspect", name] for name in ("meta", "tensors", "optim", "diff")]
     for words in ([], *inner, *([name] for name in COMMANDS)):
@@ -163,9 +165,24 @@ def test_help_everywhere(call: Run, monkeypatch: pytest.MonkeyPatch) -> None:
             assert len(done.out.splitlines()) <= 60
             for code, meaning in EXIT_CODES.items():
                 assert re.search(rf"^ +{code} +{re.escape(meaning)}$", done.out, re.MULTILINE)
+        with monkeypatch.context() as narrow:
+            narrow.setenv("COLUMNS", "80")
+            assert max(map(len, call(*words, "--help").out.splitlines())) <= 80, words
     for words in ([], ["inspect"]):
         done = call(*words)
         assert (done.code, done.out) == (2, "") and "Commands:" in done.err
+
+
+def test_a_metric_that_none_has_is_said(demo_tree: Path, call: Run) -> None:
+    for metric in ("mmlu:max", "val_los"):
+        done = call("list", demo_tree, "--metric", metric)
+        assert done.code == 0 and done.err == f"note: none of them has the metric {metric.split(':')[0]}\n"
+    assert call("list", demo_tree, "--metric", "val_loss").err == ""
+
+
+def test_a_name_that_begins_with_a_dash(call: Run) -> None:
+    done = call("list", "-x")
+    assert done.code == 2 and "-- goes before a TARGET that begins with -" in done.err
 
 
 def test_latest(demo_tree: Path, call: Run) -> None:

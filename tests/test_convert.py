@@ -21,11 +21,12 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from ckpt_cli import tensors, writing
-from ckpt_cli.convert import Recipe, convert, plan
+from ckpt_cli.convert import convert, plan
 from ckpt_cli.errors import CkptError, Damaged, Refused
 from ckpt_cli.formats import FileSource
 from ckpt_cli.formats.safetensors import DTYPES as NAMES
 from ckpt_cli.places import output_path
+from ckpt_cli.recipe import Recipe
 from ckpt_cli.tensors import check_end, read_tensors
 from ckpt_cli.writing import write
 from tests.conftest import REPOSITORY, Run
@@ -402,11 +403,12 @@ def test_short_reads_and_writes(model: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert first.read_bytes() == second.read_bytes()
 
 
-def test_space_is_set_aside(tmp_path: Path) -> None:
+def test_space_is_set_aside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Before the first byte is written; and a disk with too little of it is told by the kernel."""
     if not shutil.which("fallocate") or subprocess.run(["fallocate", "-l1M", tmp_path / "probe"]).returncode:
         pytest.skip("the file system sets no space aside")
     torch.save({"a": torch.ones(1 << 20)}, tmp_path / "model.pt")
+    monkeypatch.setattr(writing, "_FLUSH", 1 << 20)
     recipe = plan([read_tensors(str(tmp_path / "model.pt"))], str(tmp_path / "out.safetensors"))
     blocks: list[int] = []
 

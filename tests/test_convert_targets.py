@@ -20,12 +20,13 @@ from safetensors.torch import load_file, save_file
 
 from ckpt_cli import casts, torch_writer, writing
 from ckpt_cli.checkpoint import Storage, TensorInfo
-from ckpt_cli.convert import Request, plan
+from ckpt_cli.convert import plan
 from ckpt_cli.errors import CkptError
 from ckpt_cli.formats import Files
 from ckpt_cli.items import Item
 from ckpt_cli.nesting import nested
 from ckpt_cli.pickling import dumps
+from ckpt_cli.recipe import Request
 from ckpt_cli.tensors import blocks, read_tensors
 from tests.conftest import REPOSITORY, Run
 from tests.test_convert import KEPT, header
@@ -742,3 +743,19 @@ def test_pieces_end_to_end(tmp_path: Path) -> None:
     with Files() as files:
         found = b"".join(blocks(files, tensor))
     assert found == plain(torch.cat([rows[6 * i : 6 * i + 6].view(2, 3, 5).transpose(0, 1) for i in range(2)]))
+
+
+def test_a_tensor_among_the_attributes_of_another_stands_beside_it(tmp_path: Path, call: Run) -> None:
+    """Under the name that it is listed with: a plain dict has no attributes to put it in, and it must not be lost."""
+    weight = torch.nn.Parameter(torch.ones(2, 3))
+    weight.scale = torch.arange(3.0)  # type: ignore[attr-defined]
+    torch.save({"model": {"w": weight}, "list": [weight]}, tmp_path / "made.pt")
+    assert call("convert", tmp_path / "made.pt").code == 0
+    done = call("convert", tmp_path / "made.safetensors", "--to", "pt", "-o", tmp_path / "back.pt")
+    assert done.code == 0, done.err
+    back = torch.load(tmp_path / "back.pt", weights_only=True)
+    assert torch.equal(back["model"]["w"], weight) and torch.equal(back["list"][0], weight)
+    assert torch.equal(back["model.w.<attributes>.scale"], torch.arange(3.0))
+    assert {entry["name"] for entry in call("inspect", "tensors", tmp_path / "back.pt", "--json").json["tensors"]} == {
+        entry["name"] for entry in call("inspect", "tensors", tmp_path / "made.pt", "--json").json["tensors"]
+    }

@@ -271,6 +271,14 @@ def test_loose_files_that_are_damaged(tmp_path: Path) -> None:
     }
 
 
+def test_a_link_to_nothing_has_no_age(tmp_path: Path, call: Run) -> None:
+    (tmp_path / "b.pt").symlink_to("gone.pt")
+    done = call("list", tmp_path)
+    assert done.out.rstrip("\n").split("\t") == [tmp_path.name, "incomplete", "0", "", "", "unreadable-part"]
+    done = call("list", tmp_path, "--format", "table")
+    assert done.out.splitlines()[1].split() == [tmp_path.name, "incomplete", "0", "B", "unreadable-part"]
+
+
 def test_prune_takes_no_loose_file_for_an_older_one(tmp_path: Path, call: Run) -> None:
     """They are no steps of a run: one kept, all stay; asked for by name, the whole folder goes."""
     write(tmp_path, *(f"m/{letter}.pt" for letter in "abcdef"))
@@ -312,7 +320,48 @@ def test_the_real_loose_files(shared: Path) -> None:
 
 def test_numbers_in_names_are_listed_as_numbers(tmp_path: Path) -> None:
     """Though they say nothing else: whose names these are is not known."""
-    for name in ("epoch_10.pt", "epoch_9.pt", "epoch_latest.pt", "epoch_1.pt"):
+    for name in ("a_10.pt", "a_9.pt", "a_latest.pt", "a_1.pt"):
         (tmp_path / name).write_bytes(b"x")
     listed = [c.name for c in discover(str(tmp_path)).checkpoints]
-    assert listed == ["epoch_1", "epoch_9", "epoch_10", "epoch_latest"]
+    assert listed == ["a_1", "a_9", "a_10", "a_latest"]
+
+
+@pytest.mark.parametrize(
+    "form, unit",
+    [
+        ("iter_{}.pt", "step"), ("epoch{}.pth", "epoch"), ("model-step-{}.safetensors", "step"),
+        ("checkpoint_epoch_{}.pth.tar", "epoch"), ("llama3.8b_iteration={}.bin", "step"), ("global_step{}.pt", "step"),
+    ],
+)  # fmt: skip
+def test_one_series_of_loose_files_is_counted(tmp_path: Path, form: str, unit: str) -> None:
+    """The numbers of a loop of somebody's own are its steps; what lies beside them has none."""
+    write(tmp_path, *(f"m/{form.format(number)}" for number in (500, 1000, 9)), "m/best.pt")
+    there = found(tmp_path)
+    assert list(there) == ["m/best", "m/9", "m/500", "m/1000"]
+    assert [(c.step, c.unit, c.layout) for c in there.values()] == [
+        (None, None, "loose"), *((number, unit, "loose") for number in (9, 500, 1000))
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("model_epoch1.pt", "model_epoch2.pt", "optim_epoch1.pt"),
+        ("a_step1.pt", "b_step2.pt"),
+        ("step_1.pt", "epoch_1.pt"),
+        ("step_1.pt", "step_1.pth"),
+        ("step_1.pt", "step_01.pt"),
+        ("epoch1_step1.pt", "epoch1_step2.pt"),
+        ("multistep3.pt", "footstep_4.pt", "model_3.pt", "steps_5.pt", "step_5_rank0.pt"),
+    ],
+)
+def test_what_may_belong_together_is_not_counted(tmp_path: Path, names: tuple[str, ...]) -> None:
+    write(tmp_path, *(f"m/{name}" for name in names))
+    assert {c.step for c in found(tmp_path).values()} == {None}
+
+
+def test_prune_takes_the_oldest_of_a_series_and_leaves_what_lies_beside(tmp_path: Path, call: Run) -> None:
+    write(tmp_path, *(f"m/iter_{number}.pt" for number in (500, 1000, 9)), "m/best.pt", "m/iter_9.safetensors")
+    done = call("prune", tmp_path / "m", "--keep", 1, "--yes")
+    assert done.code == 0, done.err
+    assert {path.name for path in (tmp_path / "m").iterdir()} == {"iter_1000.pt", "best.pt"}

@@ -320,6 +320,28 @@ def test_every_difference_is_named(tried: Run, tree: Path) -> None:
     }
     for name in (QUERY, "extra", "transformer.h.1.mlp.c_fc.weight"):
         assert name in done.err
+    # Each once, in a line of its own; the last one counts them.
+    assert done.err.count(QUERY) == 1
+    assert done.err.splitlines()[-1] == "error: base/d4/150 fails at build: 3 names or shapes differ"
+
+
+def test_options_are_read_before_anything_is_looked_for(call: Run) -> None:
+    for options, said in (
+        (["--tokens", "1 2"], "--tokens '1 2' is no list of numbers, as 1,2,3 is"),
+        (["--tokens", "1,,2"], "--tokens '1,,2' is no list of numbers, as 1,2,3 is"),
+        (["--set", "softcap"], "--set 'softcap' is none of softcap=VALUE, rotary_rounding=VALUE, window_pattern=VALUE"),
+    ):
+        done = call("load-test", "nowhere/d4", *options)
+        assert (done.code, done.err) == (2, f"error: {said}\n")
+
+
+def test_tokens_may_have_blanks_between_them(tried: Run, demo_tree: Path, tmp_path: Path) -> None:
+    logits: list[torch.Tensor] = []
+    for tokens in ("5,6,7", " 5, 6 ,7 "):
+        path = tmp_path / f"{len(logits)}.safetensors"
+        assert tried("base/d4", "--root", demo_tree, "--tokens", tokens, "--save-logits", path).code == 0
+        logits.append(read_logits(path))
+    assert torch.equal(*logits)
 
 
 def test_damage_of_the_optimizer_leaves_the_model(tried: Run, tree: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -45,10 +46,29 @@ def test_what_is_all_that_is_left(tmp_path: Path, call: Run) -> None:
     assert call("inspect", "meta", tmp_path / "optimizer.pt", "--key", "note").out == "x\n"
 
 
+@pytest.mark.parametrize("style", ["plain", "table"])
+def test_weights_alone_have_none(tmp_path: Path, call: Run, style: str) -> None:
+    """Which is said, instead of a line that looks like some; a program gets an empty object."""
+    torch.save({"w": torch.zeros(2)}, tmp_path / "weights.pt")
+    done = call("inspect", "meta", tmp_path, "--format", style)
+    assert (done.code, done.out, done.err) == (0, "", f"note: {tmp_path.name} has no metadata\n")
+    assert call("inspect", "meta", tmp_path, "--json").json["meta"] == {}
+    torch.save({"w": torch.zeros(2), "config": {}}, tmp_path / "weights.pt")
+    done = call("inspect", "meta", tmp_path, "--key", "config", "--format", style)
+    assert (done.code, done.out.split()[-1], done.err) == (0, "{}", "")
+
+
 @pytest.mark.parametrize("last", ["optimizer.pt", "later.pt"])
 def test_the_newest_of_loose_files_is_a_model(tmp_path: Path, call: Run, last: str) -> None:
     """The optimizer is saved after the model, and is not what `latest` is asked for."""
     write(tmp_path, "run/weights.pt", content="x")
     write(tmp_path, f"run/{last}", content="x", when=1_700_000_100)
     expected = "weights.pt" if last == "optimizer.pt" else last
-    assert call("latest", tmp_path / "run").out == f"{tmp_path}/run/{expected}\n"
+    done = call("latest", tmp_path / "run")
+    assert done.out == f"{tmp_path}/run/{expected}\n"
+    # Which is a guess, as times are all that there is to go by; where there are steps, it is none.
+    name = os.path.splitext(expected)[0]
+    assert done.err == f"note: took run/{name} (the newest by time, as none has a step)\n"
+    write(tmp_path, "run/iter_5.pt", content="x")
+    done = call("latest", tmp_path / "run")
+    assert (done.out, done.err) == (f"{tmp_path}/run/iter_5.pt\n", "")

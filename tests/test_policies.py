@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ckpt_cli.budget import Budget, by_worth, fitting
+from ckpt_cli.budget import Budget, affordable, by_worth
 from ckpt_cli.checkpoint import Checkpoint, Goal, Part
 from ckpt_cli.errors import CkptError
 from ckpt_cli.policies import Policy, keep_best, keep_every, keep_last, keep_steps, keep_within
@@ -217,11 +217,11 @@ def test_worth_between_runs_goes_by_time_and_within_one_by_step() -> None:
 def test_budget_stops_at_the_first_that_does_not_fit() -> None:
     sizes = {5: 10, 4: 50, 3: 10, 2: 10, 1: 10}
     order = [(checkpoint(step, size=size), "newest") for step, size in sizes.items()]
-    assert [c.step for c, _ in fitting(order, 40, lambda c: c.bytes)] == [5]
-    assert [c.step for c, _ in fitting(order, 60, lambda c: c.bytes)] == [5, 4]
-    assert [c.step for c, _ in fitting(order, 90, lambda c: c.bytes)] == [5, 4, 3, 2, 1]
-    assert fitting(order, -1, lambda c: 0) == [] and fitting([], 10, lambda c: 1) == []
-    assert len(fitting(order, 0, lambda c: 0)) == 5
+    assert [c.step for c, _ in affordable(order, 40, lambda c: c.bytes)] == [5]
+    assert [c.step for c, _ in affordable(order, 60, lambda c: c.bytes)] == [5, 4]
+    assert [c.step for c, _ in affordable(order, 90, lambda c: c.bytes)] == [5, 4, 3, 2, 1]
+    assert affordable(order, -1, lambda c: 0) == [] and affordable([], 10, lambda c: 1) == []
+    assert len(affordable(order, 0, lambda c: 0)) == 5
 
 
 # --- how people write it

@@ -13,6 +13,7 @@ from ckpt_cli.metrics import best_of, parse_metric
 from ckpt_cli.query import resolve
 from ckpt_cli.root import find_root
 from ckpt_cli.selector import choose, choose_one
+from tests.conftest import Run
 from tests.test_discover import OLD, step, write
 
 
@@ -163,6 +164,60 @@ def test_paths(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         resolve(f"{directory}/meta_000100.json", step="200", environ={})
 
 
+def test_names_of_every_script_are_shown_as_they_were_typed(tmp_path: Path, call: Run) -> None:
+    write(tmp_path, *step("日本", "000100"))
+    done = call("list", "日", "--root", tmp_path)
+    assert (done.code, done.err) == (2, f"error: nothing matches '日' in {tmp_path}\nhint: did you mean 日本\n")
+    # What could steer a terminal is not.
+    assert "'\\x1b[31m'" in call("list", "\x1b[31m", "--root", tmp_path).err
+
+
+def test_one_that_is_incomplete_says_what_is_missing(tmp_path: Path, call: Run) -> None:
+    """Where there is no other that could have been meant."""
+    write(tmp_path, "d4/model_000100.pt")
+    done = call("inspect", "meta", "d4", "--root", tmp_path)
+    assert (done.code, done.out) == (1, "")
+    said = "d4/100 is incomplete: the meta file is missing (meta_000100.json)"
+    assert done.err == f"error: {said}\nhint: `ckpt list --root {tmp_path}` shows what is there\n"
+    write(tmp_path, "d4/model_000200.pt")
+    assert "no checkpoint of d4 is complete" in call("inspect", "meta", "d4", "--root", tmp_path).err
+
+
+def test_a_link_to_nothing_is_named_with_where_it_leads(tmp_path: Path) -> None:
+    """Not as the file that is not there."""
+    for where in (tmp_path / "gone.pt", tmp_path / "gone/away.pt"):
+        link = tmp_path / "link.pt"
+        link.symlink_to(where)
+        write(tmp_path, *step("d4", "000100"))
+        with pytest.raises(CkptError) as failure:
+            resolve(str(link), environ={})
+        assert failure.value.message == f"{link} is a link to {where}, which is not there"
+        link.unlink()
+
+
+@pytest.mark.parametrize("command", [
+    ["list"], ["latest"], ["verify"], ["inspect", "meta"], ["inspect", "tensors"], ["inspect", "optim"], ["load-test"],
+    ["prune", "--keep", "1"], ["convert"], ["convert", "--all"], ["patch-config"], ["patch-config", "--all"],
+])  # fmt: skip
+def test_every_command_says_the_same_of_a_root_with_nothing(
+    command: list[str], tmp_path: Path, call: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where it looked and what sent it there; the answer is no, and the hint is of use."""
+    home, empty = tmp_path / "home", tmp_path / "empty"
+    for environ, arguments, said in (
+        ("", [], f"there is no directory {home}/.cache/nanochat (nanochat's default)"),
+        (f"{empty}/no", [], f"there is no directory {empty}/no (NANOCHAT_BASE_DIR)"),
+        (f"{empty}", [], f"there are no checkpoints in {empty} (NANOCHAT_BASE_DIR)"),
+        ("", ["--root", empty], f"there are no checkpoints in {empty}"),
+    ):
+        monkeypatch.setenv("NANOCHAT_BASE_DIR", environ)
+        done = call(*command, *arguments)
+        assert (done.code, done.out) == (1, ""), done
+        assert done.err.splitlines()[-2:] == [
+            f"error: {said}", "hint: --root DIR looks elsewhere, `ckpt demo` writes some to try"
+        ]  # fmt: skip
+
+
 def test_what_exists_is_a_path_at_last(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """`base_checkpoints` matches no run and is a directory here: taken as a path, and said."""
     monkeypatch.chdir(root)
@@ -222,3 +277,6 @@ def test_hints_name_the_root_that_was_looked_through(root: Path) -> None:
     with pytest.raises(CkptError) as failure:
         one(root, "d12/7")
     assert failure.value.hint == "the last ones are 80, 100, 200, 300"
+    with pytest.raises(CkptError) as failure:
+        one(root, "mid/d12/7")
+    assert failure.value.hint == "the only one is 80"

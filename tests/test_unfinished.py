@@ -139,6 +139,21 @@ def test_a_model_that_is_being_fetched(tmp_path: Path) -> None:
     assert states(tmp_path) == {"repo": "complete"}
 
 
+@pytest.mark.parametrize("root", ["hub", "hub/models--me--tiny", "hub/models--me--tiny/snapshots"])
+def test_a_model_that_is_being_fetched_into_the_cache(tmp_path: Path, root: str) -> None:
+    """huggingface_hub links a file into the revision once it has all of it, and keeps the rest beside its blobs."""
+    blobs, revision = (tmp_path / "hub/models--me--tiny" / name for name in ("blobs", "snapshots/0123abcd"))
+    put(blobs / "config.json", {"model_type": "llama"}).rename(blobs / "c0ffee")
+    revision.mkdir(parents=True)
+    (revision / "config.json").symlink_to("../../blobs/c0ffee")
+    assert states(tmp_path / root) == {}
+    (blobs / "decade.4f6f3c1a.incomplete").write_bytes(b"x")
+    assert list(states(tmp_path / root).values()) == ["incomplete"]
+    put(blobs / "model.safetensors").rename(blobs / "decade")
+    (revision / "model.safetensors").symlink_to("../../blobs/decade")
+    assert list(states(tmp_path / root).values()) == ["complete"]
+
+
 # --- distributed saves whose index is too large to be read whole
 
 

@@ -15,7 +15,7 @@ from ckpt_cli.contents import PARTS
 from ckpt_cli.convert import NAMINGS, TARGETS, prepare
 from ckpt_cli.errors import CkptError
 from ckpt_cli.places import refuse_outputs
-from ckpt_cli.query import Query
+from ckpt_cli.query import Query, nothing_in
 from ckpt_cli.recipe import Recipe, Request, result_record
 from ckpt_cli.ruleset import parse_size
 from ckpt_cli.selector import choose
@@ -160,7 +160,7 @@ def _convert_all(
 ) -> int:
     wanted = choose(query)
     if not wanted:
-        raise CkptError(f"there are no checkpoints in {query.root.path}", "`ckpt list` shows what is there")
+        raise nothing_in(query.root)
     jobs = runs.plan_all(wanted, request, output, force)
     for said in dict.fromkeys(said for job in jobs if job.recipe for said in job.recipe.notes):
         out.warning(said)

@@ -49,6 +49,8 @@ def _meta(query: Query, key: str | None, chosen: out.Format) -> int:
         found = look_up(found, key)
     if chosen == "json":
         out.emit_json("inspect meta", {"checkpoint": checkpoint and checkpoint_record(checkpoint), "meta": found})
+    elif key is None and not found:
+        out.note(f"{checkpoint.ref if checkpoint else query.file} has no metadata")
     elif key is not None and not isinstance(found, (dict, list)):
         out.emit_lines([found if isinstance(found, str) else json.dumps(found)])
     elif chosen == "table":

@@ -61,7 +61,7 @@ def optim(
     examples:
       ckpt inspect optim d12
       ckpt inspect optim ./recipe_state.pt
-      ckpt inspect optim base/d12/1000 --json | jq '.ranks[].groups[].hyperparameters.lr'
+      ckpt inspect optim d12 --json | jq '.ranks[].groups[].hyperparameters.lr'
     """
     chosen = out.pick_format(format, as_json, quiet)
     out.no_names(chosen, "inspect optim")
@@ -169,7 +169,7 @@ def _seen(file: TensorFile) -> str:
     """What a file holds instead of an optimizer."""
     names = [tensor.name for tensor in file.tensors] or list(file.values)
     what = text.count(len(file.tensors), "tensor") if file.tensors else text.count(len(file.values), "value")
-    return f"{what}, {'the first' if len(names) > 1 else 'it'} is {names[0]!a}" if names else "it is empty"
+    return f"{what}, {'the first' if len(names) > 1 else 'it'} is {names[0]!r}" if names else "it is empty"
 
 
 def _record(rank: OptimizerState) -> dict[str, Any]:

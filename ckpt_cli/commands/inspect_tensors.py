@@ -104,7 +104,7 @@ def _tensors(query: Query, part: str | None, asked: _Asked, chosen: out.Format) 
         for said in file.notes:
             out.warning(f"{file.path}: {said}")
     found = bool(values if asked.values else listed) or asked.pattern is None
-    nothing = NotFound(f"no {'value' if asked.values else 'tensor'}'s name matches {asked.pattern!a}")
+    nothing = NotFound(f"no {'value' if asked.values else 'tensor'}'s name matches {asked.pattern!r}")
     if foreign:
         out.note(f"names of classes that were not loaded: {', '.join(name.name for name in foreign)}")
     if chosen == "json":

@@ -12,7 +12,7 @@ from ckpt_cli.checkpoint import Checkpoint, Metric, Role, State, checkpoint_reco
 from ckpt_cli.commands import options
 from ckpt_cli.errors import CkptError
 from ckpt_cli.metrics import parse_metric
-from ckpt_cli.query import Query, listing
+from ckpt_cli.query import Query, listing, nothing_in
 from ckpt_cli.selector import choose
 from ckpt_cli.ui import out, text
 from ckpt_cli.ui.out import Cell, Column
@@ -107,6 +107,8 @@ def list_(
     elif rows:
         now = time.time()
         out.emit_rows(chosen, _COLUMNS, [_row(checkpoint, shown, now) for checkpoint, shown in rows])
+    if metric and rows and not any(shown for _, shown in rows):
+        out.note(f"none of them has the metric {name}")
     if chosen == "table" and rows:
         out.say(f"{text.count(len(rows), 'checkpoint')}, {text.size(total)} in {query.root.path}")
     if rows:
@@ -116,12 +118,9 @@ def list_(
 
 
 def _nothing(query: Query) -> CkptError:
-    place, root = query.root, query.root.path
-    if query.found.checkpoints:
-        return CkptError(f"no checkpoint in {root} fits what was asked for", listing(root))
-    there = os.path.isdir(root)
-    what = f"there are no checkpoints in {root}" if there else f"there is no directory {root} ({place.origin})"
-    return CkptError(what, "--root DIR looks elsewhere, `ckpt demo` writes some to try")
+    if not query.found.checkpoints:
+        return nothing_in(query.root)
+    return CkptError(f"no checkpoint in {query.root.path} fits what was asked for", listing(query.root.path))
 
 
 def _sorted(rows: list[tuple[Checkpoint, Metric | None]], key: str) -> list[tuple[Checkpoint, Metric | None]]:
@@ -149,7 +148,8 @@ def _row(checkpoint: Checkpoint, metric: Metric | None, now: float) -> list[str 
         checkpoint.ref,
         Cell(checkpoint.state, checkpoint.state, _STYLES[checkpoint.state]),
         Cell(text.size(checkpoint.bytes), str(checkpoint.bytes)),
-        Cell(text.age(seconds), iso_time(checkpoint.modified)),
+        # Of a link to nothing there is no time.
+        Cell(text.age(seconds), iso_time(checkpoint.modified)) if checkpoint.parts else "",
         Cell(f"{metric.name} {metric.value:.4g}", f"{metric.name}={metric.value!r}") if metric else "",
         _parts(checkpoint),
     ]

@@ -99,7 +99,7 @@ def load_test(
     if not DEVICE.fullmatch(device):
         options.check_word(device, DEVICES, "no device")
     if model is not None and not SPECIFIER.fullmatch(model):
-        raise CkptError(f"{model!a} is no class: package.module:Class")
+        raise CkptError(f"{model!r} is no class: package.module:Class")
     if model and family:
         raise CkptError("--model and --family contradict each other")
     if math.isnan(timeout):
@@ -107,6 +107,7 @@ def load_test(
     if force and save_logits is None:
         raise CkptError("--force goes with --save-logits alone")
     floats = dtype and target_dtype(dtype)
+    overrides, batch = _given(given or []), _tokens(tokens)
     with out.answering("load-test", chosen, _record(None, None)):
         query = options.look(target, root, source, tag, step)
         checkpoint = options.look_for_subject(query)
@@ -116,13 +117,13 @@ def load_test(
             checkpoint,
             query.file,
             base_metadata(checkpoint, query.found.checkpoints, query.settings.sources),
-            _given(given or []),
+            overrides,
             family,
             model,
             device,
             floats,
             phase == "train",
-            _tokens(tokens),
+            batch,
             _place(save_logits, query, checkpoint, force),
             force,
             config and os.path.abspath(os.path.expanduser(config)),
@@ -140,7 +141,7 @@ def _given(said: list[str]) -> dict[str, str]:
     for one in said:
         key, equals, value = one.partition("=")
         if not equals or not value or key not in _SETTINGS:
-            raise CkptError(f"--set {one!a} is none of {', '.join(f'{name}=VALUE' for name in _SETTINGS)}")
+            raise CkptError(f"--set {one!r} is none of {', '.join(f'{name}=VALUE' for name in _SETTINGS)}")
         if found.setdefault(key, value) != value:
             raise CkptError(f"--set says two things of {key}: {found[key]} and {value}")
     return found
@@ -149,8 +150,8 @@ def _given(said: list[str]) -> dict[str, str]:
 def _tokens(said: str | None) -> list[int] | None:
     if said is None:
         return None
-    if not re.fullmatch(r"[0-9]{1,18}(?:,[0-9]{1,18})*", said.replace(" ", "")):
-        raise CkptError(f"--tokens {said[:60]!a} is no list of numbers, as 1,2,3 is")
+    if not re.fullmatch(r" *[0-9]{1,18} *(?:, *[0-9]{1,18} *)*", said):
+        raise CkptError(f"--tokens {said[:60]!r} is no list of numbers, as 1,2,3 is")
     return [int(token) for token in said.split(",")]
 
 
@@ -160,7 +161,7 @@ def _place(said: str | None, query: Query, checkpoint: Checkpoint | None, force:
         return None
     path = os.path.abspath(os.path.expanduser(said))
     if not said or os.path.isdir(path):
-        raise CkptError(f"--save-logits {said!a} is no file" if said else "--save-logits is empty")
+        raise CkptError(f"--save-logits {said!r} is no file" if said else "--save-logits is empty")
     if not os.path.isdir(os.path.dirname(path)):
         raise CkptError(f"there is no directory {os.path.dirname(path)} to write to")
     sources = [part.path for part in checkpoint.parts] if checkpoint else []
@@ -219,7 +220,10 @@ def _sum_up(order: Order, outcome: Outcome) -> int:
     failed = outcome.failed
     subject = order.checkpoint.ref if order.checkpoint else order.file
     if failed:
-        out.error(NotFound(f"{subject} fails at {failed.name}: {failed.detail}"))
+        # What has stood above, a line each, is counted.
+        counted = failed.name == "build" and len(lines) > 1
+        why = f"{len(lines)} names or shapes differ" if counted else failed.detail
+        out.error(NotFound(f"{subject} fails at {failed.name}: {why}"))
         return NotFound.code
     passed = sum(level.status == "pass" for level in outcome.levels)
     at = f"on {outcome.device} in {outcome.dtype}" if outcome.dtype else f"on {outcome.device}"

@@ -89,11 +89,12 @@ def look(target: str | None, root: str | None, source: str | None, tag: str | No
     if query.root.origin == _HERE:
         _say_root(query)
     if query.found.trash:
+        from ckpt_cli.discover import trash_of
         from ckpt_cli.journal import garbled, interrupted
 
         for path in query.trash:
             if garbled(path):
-                out.warning(f"{path}/.ckpt-trash holds files but no readable journal: look at them by hand")
+                out.warning(f"{trash_of(path)} holds files but no readable journal: look at them by hand")
             elif interrupted(path):
                 out.warning(
                     f"a prune of {path} was cut off: `ckpt prune {quote(path)}` with --undo or --purge settles it"
@@ -105,7 +106,7 @@ def check_word(word: str, words: Iterable[str], what: str) -> None:
     """Raises CkptError for a word that is none of `words`; `what` says what it should have been, as in `no state`."""
     known = list(words)
     if word not in known:
-        raise CkptError(f"{word!a} is {what}: {', '.join(known[:-1])} or {known[-1]}")
+        raise CkptError(f"{word!r} is {what}: {', '.join(known[:-1])} or {known[-1]}")
 
 
 def settings() -> Settings:

@@ -12,12 +12,12 @@ import typer
 from ckpt_cli import patching
 from ckpt_cli.checkpoint import problem_record
 from ckpt_cli.commands import options
-from ckpt_cli.errors import CkptError, NotFound
+from ckpt_cli.errors import CkptError
 from ckpt_cli.journal import new_id
 from ckpt_cli.migrations import MISSING
 from ckpt_cli.patch import difference, told
 from ckpt_cli.patch_plan import Hand, Planned, left_alone, parse_hands, plan
-from ckpt_cli.query import Query
+from ckpt_cli.query import Query, nothing_in
 from ckpt_cli.selector import choose, choose_one
 from ckpt_cli.ui import out, text
 from ckpt_cli.ui.out import Cell, Column
@@ -114,7 +114,7 @@ def _plans(query: Query, hands: Sequence[Hand], every: bool, force: bool, only_l
     if every:
         meant = choose(query)
         if not meant:
-            raise NotFound(f"there are no checkpoints in {query.root.path}", "--root DIR looks elsewhere")
+            raise nothing_in(query.root)
     elif query.step is None and not query.file and _is_one_run(query):
         meant = query.pool
     else:

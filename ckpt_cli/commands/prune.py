@@ -17,15 +17,15 @@ from ckpt_cli.errors import CkptError, NotFound, Refused
 from ckpt_cli.freshness import plan_removal, settled, unchanged
 from ckpt_cli.journal import Outcome, Removal, new_id, operations
 from ckpt_cli.layouts import layout_named, layouts
+from ckpt_cli.manifest import shorten_manifests
 from ckpt_cli.metrics import parse_metric
 from ckpt_cli.plans import Plan, Rules, RunPlan
-from ckpt_cli.query import Query
+from ckpt_cli.query import Query, nothing_in
 from ckpt_cli.reach import names_one_run, refuse_outside, runs_only
 from ckpt_cli.replaced import with_replaced
 from ckpt_cli.retain import settled_plan
 from ckpt_cli.ruleset import Ruleset, joined, named_policy, ruleset
 from ckpt_cli.settings import Settings
-from ckpt_cli.stripping import shorten_manifests
 from ckpt_cli.ui import out, text
 from ckpt_cli.ui import plan as drawing
 from ckpt_cli.verify import opens
@@ -142,7 +142,7 @@ def prune(
         if not dry_run and (fresh := _recovered(query, look)) is not query:
             query, listed = fresh, time.time_ns()
         if not query.pool:
-            raise NotFound(f"there are no checkpoints in {query.root.path}", "--root DIR looks elsewhere")
+            raise nothing_in(query.root)
         if allow_empty and (keep != 0 or not rules.empty or not names_one_run(query)):
             runs = " or ".join(sorted({checkpoint.run for checkpoint in query.pool})[:3])
             raise Refused("--allow-empty goes with --keep 0 alone and a selector that names one run", f"name {runs}")
@@ -179,7 +179,7 @@ def _rules(asked: dict[str, Any], policy: str | None, metric: str | None, unmeas
     try:
         more = ruleset(table, metric, unmeasured)
     except CkptError as error:
-        raise CkptError(f"in the policy {policy!a} of {origin}: {error.message}", error.hint) from error
+        raise CkptError(f"in the policy {policy!r} of {origin}: {error.message}", error.hint) from error
     names = [*more.policies, *([f"max size {more.budget.text}"] if more.budget else [])]
     out.note(f"policy {policy} of {origin}: {', '.join(names)}")
     return joined(rules, more)
@@ -246,9 +246,10 @@ def _carry_out(query: Query, plan: Plan, trash: bool, yes: bool, chosen: out.For
 
 
 def _removals(group: RunPlan) -> list[Removal]:
+    """In the order in which they go: what has no number last, as the steps need it, and fairseq goes on from it."""
     return [
         plan_removal(gone.checkpoint, gone.parts, layout_named(gone.checkpoint.layout).REMOVAL_ORDER)
-        for gone in group.remove
+        for gone in sorted(group.remove, key=lambda gone: gone.checkpoint.step is None)
     ]
 
 
@@ -278,7 +279,7 @@ def _settle(query: Query, id: str | None, purge: bool, yes: bool, chosen: out.Fo
     if not found:
         what = f"there is no operation {id} in the trash" if id else "there is nothing in the trash"
         hint = f"`{options.with_root(query, 'ckpt list --trash')}` shows what is there"
-        raise (CkptError if id else NotFound)(f"{what} of {query.root.path}", hint)
+        raise (CkptError if id else NotFound)(f"{what} of {query.root.path}", hint if query.found.trash else None)
     count = text.count(sum(len(operation.refs) for operation in found), "checkpoint")
     if purge and not out.confirm(f"delete {count} of {wanted} for good?", yes):
         raise NotFound("declined: nothing was deleted")

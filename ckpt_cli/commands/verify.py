@@ -10,8 +10,8 @@ import typer
 from ckpt_cli import verify as spine
 from ckpt_cli.checkpoint import problem_record
 from ckpt_cli.commands import options
-from ckpt_cli.errors import CkptError, NotFound
-from ckpt_cli.query import Query
+from ckpt_cli.errors import CkptError
+from ckpt_cli.query import Query, nothing_in
 from ckpt_cli.selector import choose
 from ckpt_cli.ui import out, text
 from ckpt_cli.ui.out import Cell, Column
@@ -86,8 +86,7 @@ def _units(query: Query, record: bool, force: bool) -> list[Unit]:
         out.note(f"{meant[0].ref} is still being written: only the file itself is looked at")
         return [spine.unit_of_file(query.file, record=False)]
     if not meant:
-        hint = "--root DIR looks elsewhere, `ckpt demo` writes some to try"
-        raise NotFound(f"there are no checkpoints in {query.root.path}", hint)
+        raise nothing_in(query.root)
     waiting = [checkpoint.ref for checkpoint in meant if checkpoint.state == "in-progress"]
     if waiting:
         more = f" and {len(waiting) - 4} more" if len(waiting) > 4 else ""
@@ -108,7 +107,7 @@ def _rows(result: Result, folder: str | None) -> list[list[str | Cell]]:
     name = os.path.relpath(result.path, folder) if folder else result.path
     state = Cell(result.status, result.status, _STYLES[result.status])
     said = [(problem.code, problem.detail.removeprefix(result.path).lstrip(": ")) for problem in result.problems]
-    lines = [Cell(detail, f"{code}: {detail}") for code, detail in said] or [Cell("", "")]
+    lines = [Cell(detail.removeprefix("is "), f"{code}: {detail}") for code, detail in said] or [Cell("", "")]
     return [[result.ref or "-", Cell(name, result.path), state, line] for line in lines]
 
 

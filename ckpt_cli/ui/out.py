@@ -46,7 +46,7 @@ def pick_format(format: str | None, as_json: bool, quiet: bool) -> Format:
     if asked:
         name = asked.pop()
         if name not in FORMATS:
-            raise CkptError(f"{name!a} is no output format: table, plain, json or name")
+            raise CkptError(f"{name!r} is no output format: table, plain, json or name")
         return name  # type: ignore[return-value]
     return "table" if sys.stdout.isatty() else "plain"
 
@@ -128,7 +128,7 @@ def _align(columns: Sequence[Column], rows: Sequence[Row]) -> None:
 def _draw(columns: Sequence[Column], rows: Sequence[Row]) -> None:
     """A table on a terminal. Names are drawn as text, never as markup; only the last column is broken into lines.
 
-    A terminal too narrow for that gets the plain aligned text.
+    Columns move closer together before that; a terminal too narrow even then gets the plain aligned text.
     """
     from rich.console import Console
     from rich.table import Table
@@ -138,10 +138,12 @@ def _draw(columns: Sequence[Column], rows: Sequence[Row]) -> None:
     widths = [
         max(len(_text(row[index])) for row in (*rows, [c.title for c in columns])) for index in range(len(columns))
     ]
-    if sum(widths[:-1]) + 2 * len(columns) + min(widths[-1], 12) > console.width:
+    gaps = len(columns) - 1
+    if sum(widths[:-1]) + gaps + min(widths[-1], 12) > console.width:
         _align(columns, rows)  # the terminal breaks the lines; nothing is cut
         return
-    table = Table(box=None, pad_edge=False, header_style="bold")
+    close = sum(widths) + 2 * gaps > console.width
+    table = Table(box=None, pad_edge=False, collapse_padding=close, header_style="bold")
     for index, column in enumerate(columns):
         table.add_column(
             column.title,

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from shlex import quote
 from typing import Any, NamedTuple
 
-from ckpt_cli.checkpoint import Checkpoint, Goal, in_order, pick_metric
+from ckpt_cli.checkpoint import Checkpoint, Goal, in_order, is_complete, pick_metric
+from ckpt_cli.discover import natural
 from ckpt_cli.plans import Plan, RunPlan
 from ckpt_cli.ui import out
 from ckpt_cli.ui.out import Cell, Column, Format
@@ -20,6 +22,10 @@ _STYLES = {"keep": "green", "remove": "red", "strip": "red"}
 _MANY = 12
 # Of those that need one, beyond so many only the first is named.
 _NEEDED, _MOST_NEEDING = " needs it", 2
+# A file that is missing, which `ckpt list` names as "no NAME".
+_LOST = re.compile(r"(incomplete: ).* is missing \((.+)\)")
+# Two reasons that nearly always come together, and what people read instead.
+_BOTH, _IN_SHORT = "newest complete, newest resumable", "newest complete and resumable"
 
 
 class _Line(NamedTuple):
@@ -54,7 +60,7 @@ def say(plan: Plan) -> None:
     """The plan on stderr, for who is asked while stdout is for a program."""
     for group in plan.groups:
         for line in _lines(group, plan.optimizer_only):
-            out.say(f"{line.fate:7}{line.checkpoint.ref}  {size(line.bytes)}  {shortened(line.why)}".rstrip())
+            out.say(f"{line.fate:7}{line.checkpoint.ref}  {size(line.bytes)}  {_in_short(line)}".rstrip())
 
 
 def total(plan: Plan) -> str:
@@ -69,8 +75,8 @@ def question(plan: Plan, trash: bool) -> str:
     runs = count(sum(bool(group.remove) for group in plan.groups), "run")
     what = f"{count(len(plan.removed), 'checkpoint')} ({size(plan.freed)}) of {runs}"
     if plan.optimizer_only:
-        what = f"the optimizer files of {what}, whose models stay"
-    return f"{'move to the trash' if trash else 'remove'} {what}?"
+        what = f"the optimizer files of {what}, whose models stay{',' if trash else ''}"
+    return f"move {what} to the trash?" if trash else f"remove {what}?"
 
 
 def record(plan: Plan, dry_run: bool, freed: int, id: str | None, stayed: Iterable[tuple[str, str]]) -> dict[str, Any]:
@@ -137,14 +143,16 @@ def _lines(group: RunPlan, optimizer_only: bool) -> list[_Line]:
     """Each checkpoint of a run in the order of training: what becomes of it, how many bytes of it, and why."""
     lines = [_Line(kept.checkpoint, "keep", kept.checkpoint.bytes, ", ".join(kept.reasons)) for kept in group.keep]
     fate, why = ("strip", "the optimizer goes, the model stays") if optimizer_only else ("remove", "")
-    lines += [_Line(gone.checkpoint, fate, gone.bytes, why) for gone in group.remove]
+    for gone in group.remove:
+        broken = "" if is_complete(gone.checkpoint) else "incomplete"
+        lines.append(_Line(gone.checkpoint, fate, gone.bytes, why or broken))
     lines += [_Line(left.checkpoint, "ignore", left.checkpoint.bytes, left.reason) for left in group.ignored]
-    return sorted(lines, key=lambda line: (in_order(line.checkpoint), line.checkpoint.name))
+    return sorted(lines, key=lambda line: (in_order(line.checkpoint), natural(line.checkpoint.name)))
 
 
 def _row(line: _Line, metric: str | None, goal: Goal | None) -> list[str | Cell]:
     found = pick_metric(line.checkpoint, metric, goal)
-    why = shortened(line.why)
+    why = _in_short(line)
     return [
         line.checkpoint.ref,
         Cell(line.fate, line.fate, _STYLES.get(line.fate, "dim")),
@@ -154,8 +162,14 @@ def _row(line: _Line, metric: str | None, goal: Goal | None) -> list[str | Cell]
     ]
 
 
+def _in_short(line: _Line) -> str:
+    """Its reasons for people, who know from the reference where its files lie."""
+    return shortened(line.why.replace(line.checkpoint.dir + os.sep, ""))
+
+
 def shortened(why: str) -> str:
-    """Reasons for people: of many that need a checkpoint, only the first is named."""
+    """Reasons for people, in few words: of many that need a checkpoint, only the first is named."""
+    why = _LOST.sub(r"\1no \2", why.replace(_BOTH, _IN_SHORT))
     pieces = why.split(", ")
     needing = [piece for piece in pieces if piece.endswith(_NEEDED)]
     if len(needing) <= _MOST_NEEDING:
@@ -174,7 +188,7 @@ def _shortened(lines: Sequence[_Line], metric: str | None, goal: Goal | None) ->
         inner = alike[1:-1]
         bytes = sum(line.bytes for line in inner)
         middle: list[str | Cell] = [f"... {len(inner)} between", alike[0].fate, Cell(size(bytes), str(bytes)), ""]
-        rows += [_row(alike[0], metric, goal), [*middle, alike[0].why], _row(alike[-1], metric, goal)]
+        rows += [_row(alike[0], metric, goal), [*middle, _in_short(alike[0])], _row(alike[-1], metric, goal)]
     return rows
 
 
