@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Sequence
 from typing import Annotated
 
 import typer
@@ -85,7 +86,7 @@ def main(arguments: list[str] | None = None) -> int:
     except Exception as error:
         if os.environ.get("CKPT_DEBUG"):
             raise
-        usage = _usage_error(error)
+        usage = _usage_error(error, sys.argv[1:] if arguments is None else arguments)
         if usage is not None:
             return _fail(usage, 2) if usage.message else 2
         if isinstance(error, OSError):
@@ -104,7 +105,7 @@ def _fail(error: CkptError, code: int) -> int:
     return code
 
 
-def _usage_error(error: Exception) -> CkptError | None:
+def _usage_error(error: Exception, arguments: Sequence[str]) -> CkptError | None:
     """A wrong command line as one of our errors, with the nearest option or command; help alone has no message."""
     if not hasattr(error, "format_message"):
         return None
@@ -116,6 +117,7 @@ def _usage_error(error: Exception) -> CkptError | None:
     message = (message[:1].lower() + message[1:]).split(" (Possible options")[0]
     for typed, said in _KINDS:
         message = message.replace(f"is not a valid {typed}", f"is no {said}")
+    message = message.replace("got unexpected extra argument(s)", "more is named than it takes:")
     close = list(getattr(error, "possibilities", None) or [])
     if message.startswith("no such command"):
         typed = message.split("'")[1] if "'" in message else ""
@@ -123,7 +125,9 @@ def _usage_error(error: Exception) -> CkptError | None:
 
         close = get_close_matches(typed, context.command.list_commands(context), 1) if context else []
         message = message.split(" (")[0].split(". ")[0]
-    path = context.command_path if context else "ckpt"
+    # What lacks its value is not said to be of a command.
+    named = arguments[:1] if arguments and arguments[0] in COMMANDS else []
+    path = context.command_path if context else " ".join(["ckpt", *named])
     hint = f"did you mean {close[0]}" if close else f"`{path} --help` shows what there is"
     if message.startswith("no such option: -") and not message.startswith("no such option: --"):
         hint += ", and -- goes before a TARGET that begins with -"

@@ -180,6 +180,13 @@ def test_a_metric_that_none_has_is_said(demo_tree: Path, call: Run) -> None:
     assert call("list", demo_tree, "--metric", "val_loss").err == ""
 
 
+def test_the_hint_is_the_help_of_the_command(call: Run) -> None:
+    """Also where the option parser does not say which it was."""
+    assert "`ckpt prune --help`" in call("prune", "--keep").err
+    done = call("list", "a", "b")
+    assert done.code == 2 and "more is named than it takes: (b)" in done.err and "`ckpt list --help`" in done.err
+
+
 def test_a_name_that_begins_with_a_dash(call: Run) -> None:
     done = call("list", "-x")
     assert done.code == 2 and "-- goes before a TARGET that begins with -" in done.err
