@@ -91,7 +91,7 @@ def named_policy(settings: Settings, name: str) -> tuple[dict[str, Any], str]:
     """The table of a policy in the settings, and the file that it stands in. Raises CkptError where there is none."""
     if name not in settings.policies:
         there = ", ".join(settings.policies)
-        hint = f"there are {there}" if there else f"[policies.{name}] in ckpt.toml makes one, as in keep = 3"
+        hint = f"the settings have {there}" if there else f"[policies.{name}] in ckpt.toml makes one, as in keep = 3"
         raise CkptError(f"there is no policy {name!a} in the settings", hint)
     table = dict(settings.policies[name])
     origin = settings.origins.get("policies", "the settings")

@@ -31,7 +31,7 @@ def opened(path: str) -> Opened:
     """Raises CkptError for a file that is no torch zip, and for one that holds what a rewrite would lose."""
     with FileSource(path) as source:
         if not torch_zip.matches(source.read_at(0, min(4, source.size)), source.size):
-            raise CkptError(f"{path} is no torch file of today's form, and only in such a configuration is edited")
+            raise CkptError(f"{path} is no torch file of today's form: a configuration is edited in no other")
         file = torch_zip.read(source)
         if file.container != torch_zip.NAME:
             raise CkptError(f"{path} is a TorchScript archive, whose contents are not edited")
