@@ -47,7 +47,8 @@ def paths_of(file: str | None, checkpoint: Checkpoint | None, part: str | None) 
     paths = [p.path for p in checkpoint.parts if part == os.path.basename(p.path) or _same(part, p.path)]
     if not paths:
         names = ", ".join(p.path.rsplit("/", 1)[-1] for p in checkpoint.parts)
-        raise CkptError(f"{checkpoint.ref} has no part {part!a}", f"--part takes {', '.join(PARTS)}, or one of its files: {names}")
+        hint = f"--part takes {', '.join(PARTS)}, or one of its files: {names}"
+        raise CkptError(f"{checkpoint.ref} has no part {part!a}", hint)
     return paths
 
 
