@@ -700,8 +700,10 @@ def test_an_optimizer_pickled_whole(tmp_path: Path) -> None:
 
 
 def test_contents_nested_as_deep_as_python_pickles(tmp_path: Path) -> None:
+    # Python 3.12 has a limit for calls in C that cannot be raised.
+    depth = 150 if sys.version_info[:2] == (3, 12) else 450
     made: Any = torch.ones(2)
-    for _ in range(450):
+    for _ in range(depth):
         made = {"k": [made]}
     limit = sys.getrecursionlimit()
     sys.setrecursionlimit(limit + 1000)
@@ -709,7 +711,7 @@ def test_contents_nested_as_deep_as_python_pickles(tmp_path: Path) -> None:
         torch.save(made, tmp_path / "file.pt")
     finally:
         sys.setrecursionlimit(limit)
-    assert [tensor.name for tensor in read_tensors(str(tmp_path / "file.pt")).tensors] == [".".join(["k", "0"] * 450)]
+    assert [tensor.name for tensor in read_tensors(str(tmp_path / "file.pt")).tensors] == [".".join(["k", "0"] * depth)]
 
 
 class Slotted:
