@@ -33,6 +33,14 @@ def fsync_directory(path: str) -> None:
         os.close(descriptor)
 
 
+def write_all(descriptor: int, data: bytes | memoryview, at: int | None = None) -> None:
+    """Writes all of the bytes, however few the system takes at a time: from offset `at`, or where the file stands."""
+    view, done = memoryview(data), 0
+    while done < len(view):
+        left = view[done:]
+        done += os.write(descriptor, left) if at is None else os.pwrite(descriptor, left, at + done)
+
+
 @contextmanager
 def staged_all(targets: Sequence[str], replace: bool) -> Iterator[list[int]]:
     """As `staged`, for several files: all take their names, in this order, when the block is left whole, or none.
@@ -196,6 +204,21 @@ def discard(paths: Sequence[str]) -> None:
     """Takes files away, in this order; one that cannot go stays."""
     for path in paths:
         _discard(path)
+
+
+def rename(source: str, target: str) -> None:
+    """Gives a file or folder another name, which nobody else has. Raises OSError."""
+    os.rename(source, target)
+
+
+def remove(path: str) -> None:
+    """Deletes a file or a link, or a folder with all that is in it. Raises OSError."""
+    if os.path.isdir(path) and not os.path.islink(path):
+        from shutil import rmtree
+
+        rmtree(path)
+    else:
+        os.unlink(path)
 
 
 def _temporary(folder: str, mark: str = "") -> tuple[str, int]:

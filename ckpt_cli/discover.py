@@ -5,12 +5,13 @@ import re
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from functools import cache, partial
 from typing import Any, NamedTuple
 
 from ckpt_cli.checkpoint import Checkpoint, TensorFile, in_order
 from ckpt_cli.errors import CkptError
-from ckpt_cli.layouts import LAST_RESORT, Folder, layouts
+from ckpt_cli.layouts import LAST_RESORT, TRASH, Folder, layouts
 from ckpt_cli.unfinished import left_over, settled
 
 # Directory name -> source, in the order in which a default is looked for. One day of 2026 wrote `sft_checkpoints`.
@@ -23,19 +24,14 @@ SOURCES: Mapping[str, str] = {
 }
 MAX_DEPTH = 5
 GRACE_SECONDS = 600
-TRASH = ".ckpt-trash"
-# accelerate numbers the folders in `checkpoints/`, takes the number out of every name that it finds there, and stops
-# with an error at a name that has none.
-_NUMBERED, _NUMBERED_TRASH = "checkpoints", f"{TRASH}-0"
-_NUMBERED_FOLDER = re.compile(r"checkpoint_[0-9]+")
 _SKIPPED = re.compile(r"base_data.*|eval_bundle|report|tokenizer|\..*", re.DOTALL)
 
 
 class Discovery(NamedTuple):
     """What lies below a root.
 
-    `trash` are the runs that hold a trash (`trash_of`), each as a checkpoint without parts; `targets` the files that
-    symbolic links in the tree point to.
+    `trash` are the runs that hold a trash, or what else a removal has left, each as a checkpoint without parts;
+    `targets` the files and folders that symbolic links in the tree point to.
     """
 
     root: str
@@ -66,10 +62,12 @@ def discover(
     targets: set[str] = set()
     folders = list(walk(root, sources=sources, depth=depth, now=now, grace=grace, warnings=warnings))
     for folder in folders:
-        if TRASH in folder.folders or _NUMBERED_TRASH in folder.folders:
+        if any(name.startswith(TRASH) for name in (*folder.folders, *folder.files)):
             run = Checkpoint("trash", folder.source, folder.tag, None, None, TRASH, folder.path, ())
             trash.append(run._replace(linked=folder.linked))
-        targets.update(_target(entry.path) for entry in folder.files.values() if entry.is_symlink())
+        links = [entry.path for entry in folder.files.values() if entry.is_symlink()]
+        links += [os.path.join(folder.path, name) for name in folder.links]
+        targets.update(place for link in links for place in _targets(link))
     ordered = sorted(_unique(_scan(folders)), key=_order(sources))
     return Discovery(root, tuple(ordered), tuple(warnings), tuple(trash), frozenset(targets))
 
@@ -97,6 +95,7 @@ def walk(
         inner: list[tuple[str, bool]] = []
         files: dict[str, os.DirEntry[str]] = {}
         folders: list[str] = []
+        links: list[str] = []
         try:
             status = os.stat(path)
             if (status.st_dev, status.st_ino) in seen:
@@ -108,6 +107,8 @@ def walk(
                         files[entry.name] = entry
                         continue
                     folders.append(entry.name)
+                    if entry.is_symlink():
+                        links.append(entry.name)
                     if level >= depth or is_skipped(entry.name):
                         continue
                     out = linked
@@ -121,35 +122,23 @@ def walk(
                 warnings.append(f"{path} cannot be read: {error.strerror}")
             continue
         source, tag = place(path, root, sources)
-        folder = Folder(path, source, tag, files, tuple(folders), now, int(grace * 1e9), linked, above, _read_index)
+        times = now, int(grace * 1e9)
+        folder = Folder(path, source, tag, files, tuple(folders), *times, linked, above, _read_index, tuple(links))
         queue += ((below, level + 1, out, partial(_itself, folder)) for below, out in inner)
         yield folder
 
 
-def trash_of(run: str) -> str:
-    """Where the trash of a run is: that which is there, else under the name that its trainer can stand."""
-    paths = [os.path.join(run, name) for name in (TRASH, _NUMBERED_TRASH)]
-    there = next((path for path in paths if os.path.lexists(path)), None)
-    return there or paths[_is_numbered(run)]
-
-
-def _is_numbered(run: str) -> bool:
-    """Whether accelerate numbers what is in it."""
-    if os.path.basename(run) != _NUMBERED:
-        return False
-    try:
-        with os.scandir(run) as entries:
-            return any(_NUMBERED_FOLDER.fullmatch(entry.name) and entry.is_dir() for entry in entries)
-    except OSError:
-        return False
-
-
-def _target(link: str) -> str:
-    """Where a symbolic link leads; where that cannot be read, as below /proc, the link itself."""
-    try:
-        return os.path.realpath(link)
-    except OSError:
-        return link
+def _targets(link: str) -> set[str]:
+    """Where a symbolic link leads, and each link on the way there; less where that cannot be read, as below /proc."""
+    found: set[str] = set()
+    with suppress(OSError):
+        while os.path.islink(link):
+            folder, name = os.path.split(os.path.join(os.path.dirname(link), os.readlink(link).rstrip(os.sep)))
+            link = os.path.join(os.path.realpath(folder), name)
+            if link in found:
+                break
+            found |= {link, os.path.realpath(link)}
+    return found
 
 
 def _itself(folder: Folder) -> Folder:
@@ -169,7 +158,8 @@ def _above(root: str, sources: Mapping[str, str]) -> Folder | None:
     source, tag = place(path, path, sources)
     folders = {entry.name for entry in here if _is_directory(entry)}
     files = {entry.name: entry for entry in here if entry.name not in folders}
-    return Folder(path, source, tag, files, tuple(folders), 0, 0, read_index=_read_index)
+    above = cache(lambda: _above(path, sources))
+    return Folder(path, source, tag, files, tuple(folders), 0, 0, above=above, read_index=_read_index)
 
 
 def is_skipped(name: str) -> bool:
@@ -212,7 +202,10 @@ def _scan(folders: list[Folder]) -> list[Checkpoint]:
     for layout in layouts():
         asked = [f for f in folders if f.path not in claimed] if layout.PRECEDENCE == LAST_RESORT else folders
         mine = [settled(checkpoint, folder) for folder in asked for checkpoint in layout.scan(folder)]
-        for path in (part.path for checkpoint in mine for part in checkpoint.parts):
+        paths = [part.path for checkpoint in mine for part in checkpoint.parts]
+        # A link to nothing is no part, only a problem.
+        paths += [problem.path for checkpoint in mine for problem in checkpoint.problems]
+        for path in paths:
             directory, name = os.path.split(path)
             if directory in places:
                 places[directory].files.pop(name, None)
@@ -278,6 +271,11 @@ def _unique(found: list[Checkpoint]) -> list[Checkpoint]:
         found = [c if refs[c.ref] == 1 else c._replace(by_name=True) for c in found]
         refs = Counter(c.ref for c in found)
         found = [c if refs[c.ref] == 1 else c._replace(name=f"{c.name}.{c.layout}") for c in found]
+        # Of one layout too: torchtune's epoch_0 by the names of files, and by a folder of that name.
+        seen: Counter[str] = Counter()
+        for place, c in enumerate(found):
+            seen[c.ref] += 1
+            found[place] = c if seen[c.ref] == 1 else c._replace(name=f"{c.name}.{seen[c.ref]}")
     return found
 
 

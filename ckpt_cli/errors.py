@@ -1,4 +1,4 @@
-"""One error type: a sentence, a hint and an exit code. `app` prints it; nothing else does."""
+"""One error type: a sentence, a hint and an exit code. `app` prints it; nothing else does. How a sentence counts."""
 
 from __future__ import annotations
 
@@ -61,6 +61,11 @@ class Interrupted(CkptError):
     """Ctrl-C, after everything was put back."""
 
     code = 130
+
+
+def counted(number: float, noun: str, form: str = "") -> str:
+    """`1 file`, `2 files`; the number as `form` has it."""
+    return f"{number:{form}} {noun}{'s'[: number != 1]}"
 
 
 EXIT_CODES = {

@@ -15,7 +15,6 @@ from contextlib import suppress
 from dataclasses import replace
 
 from ckpt_cli.atomic import NO_SPACE
-from ckpt_cli.discover import trash_of
 from ckpt_cli.errors import CkptError, Interrupted
 from ckpt_cli.interrupts import interruptible, uninterruptible
 from ckpt_cli.journal import (
@@ -29,8 +28,10 @@ from ckpt_cli.journal import (
     is_directory,
     mark,
     read,
+    trash_of,
 )
-from ckpt_cli.removal import clear, delete, delete_unjournalled, move, put_back, sweep
+from ckpt_cli.removal import clear, delete, move, put_back, sweep
+from ckpt_cli.unjournalled import delete_unjournalled
 from ckpt_cli.whereabouts import sync
 
 
@@ -68,19 +69,42 @@ def remove(
                 what = f"{left[0][0]} stayed: {left[0][1]}" if left else "everything is back in its place"
                 raise Interrupted(f"interrupted: {what}") from error
             raise
-        for operation in moved:
-            sweep(operation.run, operation)
+        try:
+            for operation in moved:
+                sweep(operation.run, operation)
+                if keep_trash:
+                    total.done += operation.refs
+                else:
+                    total.add(delete(operation))
+        except KeyboardInterrupt as error:
             if keep_trash:
-                total.done += operation.refs
-            else:
-                total.add(delete(operation))
+                raise
+            raise Interrupted("interrupted while deleting", "the next prune deletes the rest") from error
         for run, removals in full:
             # Without room for a journal nothing can wait in a trash, and to delete it was not asked for.
             if not keep_trash and without_journal(run):
-                total.add(delete_unjournalled(run, removals))
+                _one_by_one(Operation(id, run, "interrupted", tuple(removals)), total)
             else:
                 total.stayed.append((run, "there is no room for a journal: the disk is full"))
     return total
+
+
+def _one_by_one(operation: Operation, outcome: Outcome) -> None:
+    """Deletes without a journal until what went has made room for one; the rest goes as ever."""
+    rest = operation
+    while rest.removals:
+        outcome.add(delete_unjournalled(rest.run, rest.removals[0], operation.tops))
+        rest = replace(rest, removals=rest.removals[1:])
+        try:
+            moved = _move_away(rest, False, outcome) if rest.removals else rest
+        except NoRoom:
+            continue
+        except Interrupted as error:
+            went = len(operation.removals) - len(rest.removals)
+            raise Interrupted(f"{error.message}, but for {went} that went without a journal") from error
+        sweep(moved.run, moved)
+        outcome.add(delete(moved))
+        return
 
 
 def _roll_back(run: str, id: str) -> list[tuple[str, str]]:

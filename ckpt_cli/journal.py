@@ -16,9 +16,10 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Literal, NamedTuple
 
-from ckpt_cli.atomic import NO_SPACE, fsync_directory, locked
-from ckpt_cli.discover import trash_of
+from ckpt_cli.aside import left_aside
+from ckpt_cli.atomic import NO_SPACE, fsync_directory, locked, write_all
 from ckpt_cli.errors import CkptError
+from ckpt_cli.layouts import TRASH, own_folder
 
 JOURNAL = "journal"
 OperationState = Literal["interrupted", "deleting", "trash", "garbled"]
@@ -131,6 +132,11 @@ class Outcome:
         self.freed += other.freed
 
 
+def trash_of(run: str) -> str:
+    """Where the trash of a run is, or would be."""
+    return own_folder(run, TRASH)
+
+
 def operations(run: str) -> list[Operation]:
     """What lies in the trash of a run, oldest first."""
     folder = trash_of(run)
@@ -145,7 +151,7 @@ def operations(run: str) -> list[Operation]:
 
 def interrupted(run: str) -> bool:
     """Whether an operation of this run was cut off, by a process that is gone."""
-    if all(operation.state in ("trash", "garbled") for operation in operations(run)):
+    if all(operation.state in ("trash", "garbled") for operation in operations(run)) and not left_aside(run):
         return False
     try:
         with locked(run):
@@ -185,9 +191,7 @@ def begin(operation: Operation, keep_trash: bool) -> int:
 
 
 def append(journal: int, entry: dict[str, Any]) -> None:
-    data = json.dumps(entry).encode() + b"\n"
-    while data:
-        data = data[os.write(journal, data) :]
+    write_all(journal, json.dumps(entry).encode() + b"\n")
     os.fsync(journal)
 
 

@@ -12,11 +12,10 @@ import os
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
-from ckpt_cli.atomic import staged
-from ckpt_cli.discover import trash_of
-from ckpt_cli.journal import is_directory
+from ckpt_cli.atomic import staged, write_all
+from ckpt_cli.journal import is_directory, trash_of
+from ckpt_cli.layouts import REPLACED, own_folder
 
-FOLDER = ".ckpt-undo"
 JOURNAL, UNDOING = "journal", "undoing"
 _BLOCK = 1 << 20
 
@@ -39,7 +38,7 @@ class Operation(NamedTuple):
     @property
     def folder(self) -> str:
         """Where it keeps what it needs."""
-        return os.path.join(self.run, FOLDER, self.id)
+        return os.path.join(folder_of(self.run), self.id)
 
     def path(self, entry: Entry) -> str:
         """Where the file has its place."""
@@ -52,6 +51,11 @@ class Operation(NamedTuple):
     def coming(self, entry: Entry) -> str:
         """Where the new file is until it has taken its place."""
         return os.path.join(self.folder, f"{self.entries.index(entry)}.new")
+
+
+def folder_of(run: str) -> str:
+    """Where a run keeps what was replaced in it, or would."""
+    return own_folder(run, REPLACED)
 
 
 def operations(run: str) -> list[Operation]:
@@ -71,9 +75,9 @@ def kept_of(operation: Operation, paths: Iterable[str] | None) -> list[Entry]:
 
 def is_in_trash(operation: Operation) -> bool:
     """Whether old files of it wait in the run's trash: if they come back, only its journal tells what they are."""
-    home = trash_of(operation.run)
+    home, below = trash_of(operation.run), os.path.relpath(operation.folder, operation.run)
     try:
-        return any(is_directory(os.path.join(home, name, FOLDER, operation.id)) for name in os.listdir(home))
+        return any(is_directory(os.path.join(home, name, below)) for name in os.listdir(home))
     except OSError:
         return False
 
@@ -90,9 +94,7 @@ def sha256(path: str) -> str:
 def note(operation: Operation, name: str, value: Any) -> None:
     """Writes a value as JSON into the operation's folder, on disk when this returns."""
     with staged(os.path.join(operation.folder, name), replace=True) as descriptor:
-        data = memoryview(json.dumps(value).encode())
-        while data:
-            data = data[os.write(descriptor, data) :]
+        write_all(descriptor, json.dumps(value).encode())
         os.fsync(descriptor)
 
 
@@ -125,7 +127,7 @@ def read(run: str, id: str) -> Operation | None:
 
 def names(run: str) -> list[str]:
     """The ids of all operations of a run, oldest first, also of those that cannot be undone."""
-    home = os.path.join(run, FOLDER)
+    home = folder_of(run)
     if os.path.islink(home):  # never ours
         return []
     try:

@@ -10,7 +10,7 @@ import os
 import re
 from collections.abc import Iterable, Mapping
 
-from ckpt_cli.atomic import staged
+from ckpt_cli.atomic import staged, write_all
 from ckpt_cli.checkpoint import OURS, Checkpoint, Part
 from ckpt_cli.errors import CkptError, Damaged
 from ckpt_cli.layouts import without_waiting
@@ -85,9 +85,7 @@ def text_of(path: str, digests: Mapping[str, str]) -> bytes:
 def write(path: str, digests: Mapping[str, str], replace: bool) -> None:
     """Writes a manifest of absolute path -> digest; whole or not at all. Raises Refused where one is there."""
     with staged(path, replace) as descriptor:
-        data = memoryview(text_of(path, digests))
-        while data:
-            data = data[os.write(descriptor, data) :]
+        write_all(descriptor, text_of(path, digests))
         os.fsync(descriptor)
 
 

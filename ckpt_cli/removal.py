@@ -10,14 +10,15 @@ import errno
 import os
 from collections.abc import Sequence
 from contextlib import suppress
-from shlex import quote
 
-from ckpt_cli.atomic import fsync_directory, rename_new, same_file
-from ckpt_cli.discover import trash_of
-from ckpt_cli.journal import JOURNAL, File, Operation, Outcome, Removal, folders_of, is_directory
+from ckpt_cli.atomic import rename_new, same_file
+from ckpt_cli.journal import JOURNAL, File, Operation, Outcome, Removal, folders_of, is_directory, trash_of
 from ckpt_cli.whereabouts import (
+    IMMOVABLE,
     away_of,
     blocked,
+    check_unchanged,
+    check_unfound,
     estranged,
     holds_only,
     home_of,
@@ -26,29 +27,6 @@ from ckpt_cli.whereabouts import (
     make_room,
     sync,
 )
-
-_IMMOVABLE = "the file system moves no folder here, and a trainer could find half of it while its files go one by one"
-_MIXED = "it cannot go as a whole for what else is in it, or for its permissions, and a trainer would find half of it"
-
-
-def delete_unjournalled(run: str, removals: Sequence[Removal]) -> Outcome:
-    """Deletes in the same order without journal or undo: for a disk so full that no journal can be made."""
-    outcome = Outcome()
-    for removal in removals:
-        for file in removal.files:
-            path = os.path.join(run, file.name)
-            try:
-                os.unlink(path)
-                outcome.freed += file.bytes
-            except OSError as error:
-                outcome.stayed.append((path, error.strerror or str(error)))
-                break
-        else:
-            outcome.done.append(removal.ref)
-    sweep(run, Operation("", run, "deleting", tuple(removals)))
-    with suppress(OSError):  # the files are gone all the same, and what went must be told
-        fsync_directory(run)
-    return outcome
 
 
 def move(operation: Operation, removal: Removal, outcome: Outcome) -> bool:
@@ -62,19 +40,10 @@ def move(operation: Operation, removal: Removal, outcome: Outcome) -> bool:
     try:
         while pending:
             name, files = pending.pop()
-            for file_name, _, modified, inode in files:
-                path = f"{run}/{file_name}"
-                status = os.lstat(path)
-                if status.st_ino != inode or status.st_mtime_ns != modified:
-                    raise OSError(0, "it has changed since it was listed")
+            check_unchanged(run, files)
             if os.sep in name:
-                top = name.partition(os.sep)[0]
                 # What is left of one that holds more may be there when the larger ones that go are gone.
-                going = () if immovable else operation.tops
-                if not (removal.beside or removal.half) and is_found(run, top, going):
-                    path = f"{run}/{top}"
-                    remedy = f": `rm -r {quote(path)}` removes it, with no trainer at work"
-                    raise OSError(0, _IMMOVABLE + remedy if immovable else _MIXED)
+                check_unfound(run, removal, name, () if immovable else operation.tops, immovable)
                 make_room(run, run, name)
                 make_room(trash, run, name)
                 by_file.append(name)
@@ -91,7 +60,7 @@ def move(operation: Operation, removal: Removal, outcome: Outcome) -> bool:
             if name in removal.folders and not holds_only(trash, name, files):
                 raise OSError(0, "something else was written into it")
     except OSError as error:
-        outcome.stayed.append((path, error.strerror or str(error)))
+        outcome.stayed.append((error.filename or path, error.strerror or str(error)))
         for name, files in reversed(removal.pieces):
             _bring_back(operation, name, files, outcome)
         if any(os.path.lexists(away_of(operation, file.name)) for file in removal.files):
@@ -112,7 +81,7 @@ def _bring_back(operation: Operation, name: str, files: Sequence[File], outcome:
         except OSError as error:
             # What is there already, a trainer finds already.
             if not os.path.isdir(home_of(operation, name)) and is_found(operation.run, name):
-                why = _IMMOVABLE if error.errno == errno.EXDEV else error.strerror or str(error)
+                why = IMMOVABLE if error.errno == errno.EXDEV else error.strerror or str(error)
                 outcome.stayed.append((away_of(operation, name), why))
                 return False
     return all(_restore(operation, file, outcome) for file in reversed(files))

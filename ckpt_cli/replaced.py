@@ -13,7 +13,7 @@ from contextlib import suppress
 from dataclasses import replace
 
 from ckpt_cli.checkpoint import Part
-from ckpt_cli.kept import FOLDER, JOURNAL, UNDOING, Operation, is_in_trash, kept_of, operations
+from ckpt_cli.kept import JOURNAL, UNDOING, Operation, folder_of, is_in_trash, kept_of, operations
 from ckpt_cli.plans import Plan, RunPlan
 
 
@@ -23,7 +23,7 @@ def with_replaced(plan: Plan) -> Plan:
 
 
 def _of_run(group: RunPlan) -> RunPlan:
-    if not os.path.isdir(os.path.join(group.dir, FOLDER)):
+    if not os.path.isdir(folder_of(group.dir)):
         return group
     settled = [operation for operation in operations(group.dir) if not _is_at_work(operation)]
     left = {operation.id: len(kept_of(operation, None)) for operation in settled}

@@ -18,7 +18,16 @@ from contextlib import closing, suppress
 from typing import Any, NamedTuple, TypeVar
 
 from ckpt_cli import manifest
-from ckpt_cli.atomic import discard, draft, fsync_directory, make_directories, remove_empty, rename_all, sweep
+from ckpt_cli.atomic import (
+    discard,
+    draft,
+    fsync_directory,
+    make_directories,
+    remove_empty,
+    rename_all,
+    sweep,
+    write_all,
+)
 from ckpt_cli.errors import CkptError
 
 T = TypeVar("T")
@@ -54,12 +63,11 @@ class HashingFile:
 
     def write(self, data: bytes | memoryview) -> int:
         try:
-            left = memoryview(data).cast("B")
-            digest = self.threads.submit(self.state.update, left) if len(left) >= _WORTH_A_THREAD else None
+            view = memoryview(data).cast("B")
+            digest = self.threads.submit(self.state.update, view) if len(view) >= _WORTH_A_THREAD else None
             if digest is None:
-                self.state.update(left)
-            while left:
-                left = left[os.write(self.descriptor, left) :]
+                self.state.update(view)
+            write_all(self.descriptor, view)
             if digest:
                 digest.result()
         except BaseException as error:

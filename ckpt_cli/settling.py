@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 from dataclasses import replace
 
+from ckpt_cli.aside import left_aside
 from ckpt_cli.errors import NotFound, Refused
 from ckpt_cli.interrupts import uninterruptible
 from ckpt_cli.journal import (
@@ -22,13 +23,18 @@ from ckpt_cli.journal import (
     read,
 )
 from ckpt_cli.removal import clear, delete, drop_trash, put_back, sweep_left
+from ckpt_cli.unjournalled import settle_asides
 from ckpt_cli.whereabouts import is_away, left_folders
 
 
 def unsettled(run: str) -> bool:
     """Whether an earlier operation of the run, or an empty trash, is to be settled before anything else is."""
     found = operations(run)
-    return not found or any(operation.state != "trash" or left_folders(operation) for operation in found)
+    return (
+        not found
+        or bool(left_aside(run))
+        or any(operation.state != "trash" or left_folders(operation) for operation in found)
+    )
 
 
 def recover(run: str) -> list[str]:
@@ -36,7 +42,7 @@ def recover(run: str) -> list[str]:
 
     The caller holds the lock. Raises Refused for a trash whose journal cannot be read but which holds files.
     """
-    said = []
+    said = settle_asides(run)
     for operation in operations(run):
         if operation.state == "interrupted":
             outcome = put_back(operation)

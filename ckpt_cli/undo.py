@@ -18,11 +18,11 @@ from ckpt_cli.atomic import discard, fsync_directory, remove_empty, rename_all, 
 from ckpt_cli.errors import CkptError, Refused
 from ckpt_cli.interrupts import uninterruptible
 from ckpt_cli.kept import (
-    FOLDER,
     JOURNAL,
     UNDOING,
     Entry,
     Operation,
+    folder_of,
     is_in_trash,
     kept_of,
     names,
@@ -55,7 +55,7 @@ def stage(run: str, id: str, news: Sequence[New], advance: Advance) -> Operation
 
     Raises CkptError for what cannot be written, Refused where a file cannot keep its owner.
     """
-    home = os.path.join(run, FOLDER)
+    home = folder_of(run)
     operation = Operation(id, run, tuple(Entry(_below(run, new.path), _below(run, new.of), "") for new in news))
     try:
         with suppress(FileExistsError):
@@ -124,7 +124,7 @@ def recover(run: str) -> tuple[list[str], set[str]]:
     for name in names(run):
         operation = read(run, name)
         if operation is None:
-            if not os.path.lexists(os.path.join(run, FOLDER, name, JOURNAL)):
+            if not os.path.lexists(os.path.join(folder_of(run), name, JOURNAL)):
                 _drop(run, name)
                 said.append(f"a patch of {run} was cut off before it had begun: nothing had changed")
             continue
@@ -224,9 +224,10 @@ def _sweep(operation: Operation) -> None:
 
 
 def _drop(run: str, id: str) -> None:
-    folder = os.path.join(run, FOLDER, id)
+    home = folder_of(run)
+    folder = os.path.join(home, id)
     with suppress(OSError):
         # The journal first: what it is gone from counts as not begun.
         found = sorted(filter(_OURS.fullmatch, os.listdir(folder)), key=lambda name: name != JOURNAL)
         discard([os.path.join(folder, name) for name in found])
-    remove_empty([os.path.join(run, FOLDER), folder])
+    remove_empty([home, folder])

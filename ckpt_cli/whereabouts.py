@@ -11,9 +11,13 @@ import re
 import stat
 from collections.abc import Collection, Sequence
 from contextlib import suppress
+from shlex import quote
 
 from ckpt_cli.atomic import fsync_directory, same_file
-from ckpt_cli.journal import File, Operation, folders_of, is_directory
+from ckpt_cli.journal import File, Operation, Removal, folders_of, is_directory
+
+IMMOVABLE = "the file system moves no folder here, and a trainer could find half of it while its files go one by one"
+_MIXED = "it cannot go as a whole for what else is in it, or for its permissions, and a trainer would find half of it"
 
 
 def home_of(operation: Operation, name: str) -> str:
@@ -129,6 +133,28 @@ def is_found(run: str, folder: str, going: Collection[str] = ()) -> bool:
             )
     except OSError:
         return True
+
+
+def check_unchanged(run: str, files: Sequence[File]) -> None:
+    """Raises OSError, with its path, for a file that is not as it was when the plan was made."""
+    # Plain text instead of os.path: of 10,000 checkpoints that takes as long as the renames.
+    for name, _, modified, inode in files:
+        status = os.lstat(f"{run}/{name}")
+        if status.st_ino != inode or status.st_mtime_ns != modified:
+            raise OSError(errno.ESTALE, "it has changed since it was listed", f"{run}/{name}")
+
+
+def check_unfound(run: str, removal: Removal, name: str, going: Collection[str], immovable: bool = False) -> None:
+    """Raises OSError, with the folder, where a file in one cannot go by itself: a trainer would find half of it.
+
+    As `is_found`; `immovable` says that it was tried to move the folder.
+    """
+    folder = name.partition(os.sep)[0]
+    if removal.beside or removal.half or not is_found(run, folder, going):
+        return
+    path = os.path.join(run, folder)
+    why = f"{IMMOVABLE}: `rm -r {quote(path)}` removes it, with no trainer at work" if immovable else _MIXED
+    raise OSError(errno.EBUSY, why, path)
 
 
 def _numbered(name: str) -> tuple[list[str], list[int]]:

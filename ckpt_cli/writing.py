@@ -21,7 +21,7 @@ from contextlib import contextmanager
 from queue import SimpleQueue
 from typing import NamedTuple
 
-from ckpt_cli.atomic import NO_SPACE, staged_all
+from ckpt_cli.atomic import NO_SPACE, staged_all, write_all
 from ckpt_cli.casts import cast
 from ckpt_cli.errors import CkptError, Refused
 from ckpt_cli.formats import ByteSource, Files, FileSource
@@ -184,14 +184,14 @@ def _write_segments(
     flushed = 0
     for at, segment in _placed(output):
         if isinstance(segment, bytes):
-            _write_at(out, memoryview(segment), at)
+            write_all(out, segment, at)
         elif isinstance(segment, Late):
             late.append((at, segment))
         else:
             start, digest = at, 0
             for block in _checked_bytes(files, segment, checked):
                 digest = crc32(block, digest)
-                _write_at(out, block, at)
+                write_all(out, block, at)
                 at += len(block)
                 advance(len(block))
                 if at - flushed >= _FLUSH:
@@ -202,7 +202,7 @@ def _write_segments(
             written.append(Written(segment, start, digest))
     read_back(written)
     for at, segment in late:
-        _write_at(out, memoryview(segment.make(digests)), at)
+        write_all(out, segment.make(digests), at)
     return digests
 
 
@@ -219,12 +219,6 @@ def _start_writing(out: int, start: int, length: int) -> None:
     """
     if hasattr(os, "posix_fadvise"):
         os.posix_fadvise(out, start, length, os.POSIX_FADV_DONTNEED)
-
-
-def _write_at(out: int, data: memoryview, at: int) -> None:
-    done = 0
-    while done < len(data):
-        done += os.pwrite(out, data[done:], at + done)
 
 
 @contextmanager

@@ -358,3 +358,25 @@ def test_a_link_that_may_not_be_followed(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(os.path, "realpath", closed)
     monkeypatch.setattr("ckpt_cli.discover._is_directory", lambda entry: entry.is_dir(follow_symlinks=False))
     assert [checkpoint.step for checkpoint in discover(str(tmp_path)).checkpoints] == [100]
+
+
+def test_where_links_lead(tmp_path: Path) -> None:
+    """To files and folders, through other links, in a loop, to nothing."""
+    write(tmp_path, *step("d12", "000100"), "run/checkpoint-1/model.safetensors")
+    (tmp_path / "run/best").symlink_to("checkpoint-1/")
+    (tmp_path / "d12/best.pt").symlink_to("model_000100.pt")
+    (tmp_path / "d12/again.pt").symlink_to("best.pt")
+    (tmp_path / "loop").symlink_to("pool")
+    (tmp_path / "pool").symlink_to("loop")
+    (tmp_path / "nothing").symlink_to("gone")
+    top = os.path.realpath(tmp_path)
+    led = set(filter(os.path.lexists, discover(str(tmp_path)).targets))
+    there = ("run/checkpoint-1", "d12/model_000100.pt", "d12/best.pt", "loop", "pool")
+    assert led == {os.path.join(top, name) for name in there}
+
+
+def test_two_of_one_name_and_layout(tmp_path: Path) -> None:
+    """torchtune's files by the epoch in their names, and a folder that is called as that epoch."""
+    write(tmp_path, "run/hf_model_0001_0.pt", "run/epoch_0/ft-model-00001-of-00001.safetensors")
+    write(tmp_path, "run/recipe_state/recipe_state.pt")
+    assert sorted(found(tmp_path)) == ["run/epoch_0.torchtune", "run/epoch_0.torchtune.2"]

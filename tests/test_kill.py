@@ -30,9 +30,9 @@ RUNS = ("d2", "d4")
 CONTRACT_CODES = frozenset({0, 1, 2, 3, 4, 130})
 TIMEOUT = 60
 
-# One child a request: {"argv", "mode", "at"}; the answer is {"code", "out", "err", "calls"}. `code` is negative for
-# a signal. A call is counted when it would change the file system; each is one line of a file, so that it is known
-# also of a child that was killed.
+# One child a request: {"argv", "mode", "at", "full"}; the answer is {"code", "out", "err", "calls"}. `code` is negative
+# for a signal. A call is counted when it would change the file system; each is one line of a file, so that it is known
+# also of a child that was killed. On a `full` disk nothing can be made, until something is deleted or for good.
 WORKER = r"""
 import contextlib, errno, gc, io, json, os, signal, sys, tempfile
 from ckpt_cli.app import main
@@ -42,16 +42,22 @@ with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.St
     main(["prune", sys.argv[1], "--undo"])
 gc.freeze()
 
-def plant(mode, at, log):
+def plant(mode, at, full, log):
     count = 0
     def wrap(name):
         real = getattr(os, name)
         def call(*args, **kwargs):
-            nonlocal count
+            nonlocal count, full
             if name == "open" and not (len(args) > 1 and args[1] & (os.O_CREAT | os.O_TRUNC)):
                 return real(*args, **kwargs)
             count += 1
             real_write(log, (name + "\n").encode())
+            if name == "unlink" and full == "until freed":
+                full = ""
+            if full and name in ("open", "write", "mkdir", "link") and (count, mode) != (at, "before"):
+                if (count, mode) == (at, "after"):
+                    os.kill(os.getpid(), signal.SIGKILL)
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             if count != at:
                 return real(*args, **kwargs)
             if mode == "before":
@@ -85,7 +91,7 @@ for line in sys.stdin:
         for number, name in enumerate(names):
             descriptor = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
             os.dup2(descriptor, number + 1 if number < 2 else 9)
-        plant(task["mode"], task["at"], 9)
+        plant(task["mode"], task["at"], task["full"], 9)
         code = 70
         try:
             code = main(task["argv"])
@@ -121,9 +127,10 @@ class Worker:
             env=_environment(home),
         )
 
-    def run(self, argv: Sequence[object], mode: str = "", at: int = 0) -> Ended:
+    def run(self, argv: Sequence[object], mode: str = "", at: int = 0, full: str = "") -> Ended:
         assert self.process.stdin and self.process.stdout
-        self.process.stdin.write(json.dumps({"argv": list(map(str, argv)), "mode": mode, "at": at}) + "\n")
+        task = {"argv": list(map(str, argv)), "mode": mode, "at": at, "full": full}
+        self.process.stdin.write(json.dumps(task) + "\n")
         self.process.stdin.flush()
         ended = Ended(**json.loads(self.process.stdout.readline()))
         assert "Traceback" not in ended.err and "went wrong" not in ended.err, ended.err
@@ -772,7 +779,8 @@ class Case:
                 assert (tree / name).is_file(), f"the trainer would find half of {place}: {name} is gone"
                 assert (tree / name).read_bytes() == self.whole[name]
         elif find and killed:
-            left = [ref for ref in self.sets if all(self.there(tree, ref))]
+            # LitGPT goes on from steps alone.
+            left = [ref for ref in self.sets if all(self.there(tree, ref)) and ref != "run/final"]
             assert not left, f"the trainer would find nothing, and {left} are there"
 
     def check_settled(self, tree: Path) -> None:
@@ -781,6 +789,15 @@ class Case:
             there = self.there(tree, ref)
             assert all(there) or not any(there), f"{ref} is half there"
         assert not list(tree.rglob(".ckpt-trash*"))
+
+    def check_again(self, worker: Worker, tree: Path, argv: Sequence[str], stays: Sequence[str]) -> None:
+        """The same prune once more does what was asked for."""
+        again = worker.run([argv[0], tree, *argv[1:]])
+        if again.code == 2 and contents(tree):  # what one failure has left of a run, alone, is called otherwise
+            (left,) = json.loads(worker.run(["list", tree, "--json"]).out)["checkpoints"]
+            again = worker.run([*WHOLE_RUN, tree, "--tag", left["tag"]])
+        assert again.code in ((0,) if stays else (0, 1, 2)), again
+        assert set(contents(tree)) == {name for ref in stays for name in self.sets[ref]}
 
 
 KEEP_ONE = ("prune", "--keep", "1", "--yes")
@@ -816,18 +833,43 @@ def test_killed_prune_of_each_layout(bench: Bench, layout: str, argv: tuple[str,
         assert after.code == 0 or (after.code == 1 and not stays), after.err
         case.check_settled(tree)
         assert all(all(case.there(tree, ref)) for ref in stays)
-        again = worker.run([argv[0], tree, *argv[1:]])
-        if again.code == 2 and contents(tree):  # what one failure has left of a run, alone, is called otherwise
-            (left,) = json.loads(worker.run(["list", tree, "--json"]).out)["checkpoints"]
-            again = worker.run([*WHOLE_RUN, tree, "--tag", left["tag"]])
-        assert again.code in ((0,) if stays else (0, 1, 2)), again
-        assert set(contents(tree)) == {name for ref in stays for name in case.sets[ref]}
+        case.check_again(worker, tree, argv, stays)
 
     failing = [(name, n) for name in ("EIO", "ENOSPC", "EXDEV") for n in range(1, len(calls) + 1)]
     # After a call is before the next one.
     points = [*(point for point in points_of(calls) if point[0] != "after" or point[1] == len(calls)), *failing]
     bench.each(check, points, case.base)
     note_tried(f"layouts, {layout}", len(points))
+
+
+@pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
+@pytest.mark.parametrize("full", ["until freed", "for good"])
+@pytest.mark.parametrize("argv", [KEEP_ONE, WHOLE_RUN], ids=["keep one", "whole run"])
+@pytest.mark.parametrize("layout", FOUND_BY)
+def test_killed_on_a_full_disk(bench: Bench, layout: str, argv: tuple[str, ...], full: str) -> None:
+    """Killed at every point of a prune that has no room for a journal: still each is whole, or gone after the next."""
+    case = Case(bench, layout)
+    stays = case.kept if argv is KEEP_ONE else []
+    if argv is WHOLE_RUN:
+        argv = case.whole_run
+    if set(stays) == set(case.sets):
+        pytest.skip("nothing of it goes but all of it, so that nothing is touched")
+    with bench.lent() as worker:
+        calls = counted_by(worker, argv, case.base, bench.folder / "counting full", full=full)
+
+    def check(worker: Worker, tree: Path, point: tuple[str, int]) -> None:
+        assert worker.run([argv[0], tree, *argv[1:]], *point, full).code == -signal.SIGKILL
+        case.check_found(tree, True)
+        assert all(all(case.there(tree, ref)) for ref in stays)
+        after = worker.run(["prune", tree, "--keep", "9", "--yes"])
+        assert after.code == 0 or (after.code == 1 and not stays), after.err
+        case.check_settled(tree)
+        case.check_again(worker, tree, argv, stays)
+
+    # After a call is before the next one.
+    points = [*(("before", n) for n in range(1, len(calls) + 1)), ("after", len(calls))]
+    bench.each(check, points, case.base)
+    note_tried(f"full disk, {layout}", len(points))
 
 
 @pytest.mark.parametrize("moved", [False, True])
@@ -871,9 +913,11 @@ def _shape(tree: Path) -> Iterator[tuple[str, int]]:
         yield str(path.relative_to(tree)), path.stat().st_size if path.is_file() else -1
 
 
-def counted_by(worker: Worker, argv: Sequence[str], base: Path, tree: Path, least: int = 6) -> list[str]:
+def counted_by(
+    worker: Worker, argv: Sequence[str], base: Path, tree: Path, least: int = 6, full: str = ""
+) -> list[str]:
     copy(base, tree)
-    ended = worker.run([argv[0], tree, *argv[1:]])
+    ended = worker.run([argv[0], tree, *argv[1:]], full=full)
     shutil.rmtree(tree)
     assert ended.code == 0 and len(ended.calls) >= least, ended
     return ended.calls

@@ -293,6 +293,33 @@ def test_window_pattern() -> None:
     assert found("nanochat", null, windowed, "mid", null) == {"window_pattern": MISSING}
 
 
+@pytest.mark.parametrize("place", ["mlp", "moe"])
+def test_the_number_of_experts(place: str) -> None:
+    """A row of the router each; how many of them a token takes leaves no trace but a rounded width."""
+    state = nanochat_state("ve32")
+    for layer in range(2):
+        state[f"transformer.h.{layer}.{place}.router.gate.weight"] = torch.randn(5, 16)
+        state[f"transformer.h.{layer}.{place}.router.expert_bias"] = torch.zeros(5)
+    for wrong in ({}, {"num_experts": 0}, {"num_experts": 4}):
+        assert found("nanochat", {**WINDOWED, **wrong}, state) == {"num_experts": 5}
+    assert found("nanochat", {**WINDOWED, "num_experts": 5}, state) == {}
+    assert found("nanochat", WINDOWED, nanochat_state("ve32")) == {}
+
+
+def test_the_number_of_experts_of_a_real_run(shared: Path, tmp_path: Path, call: Run) -> None:
+    shutil.copytree(shared / "real/nanochat/k_moe3_branch/base_checkpoints", tmp_path / "base_checkpoints")
+    path = tmp_path / "base_checkpoints/d2/meta_000010.json"
+    whole = json.loads(path.read_text())
+    lacking = json.loads(path.read_text())
+    del lacking["model_config"]["num_experts"]
+    path.write_text(json.dumps(lacking, indent=2))
+    age(tmp_path)
+    done = call("patch-config", "base/d2/10", "--root", tmp_path, "--yes", "--json")
+    assert done.code == 0, done.err
+    assert [(c["key"], c["new"]) for c in done.json["changed"][0]["changes"]] == [("model_config.num_experts", 4)]
+    assert json.loads(path.read_text()) == whole
+
+
 def test_nanochat_shapes() -> None:
     """What the shapes decide is corrected, and what they leave open is said, or taken from a base that fits."""
     plain, gated = nanochat_state("window"), nanochat_state("ve32")
@@ -1167,3 +1194,20 @@ def test_hostile_metadata(call: Run, shared: Path, tmp_path: Path) -> None:
         assert "\x1b" not in done.err + done.out
         if done.code:
             assert meta.read_bytes() == before
+
+
+def test_beside_what_accelerate_counts(call: Run, tmp_path: Path) -> None:
+    """It takes a number out of every name in `checkpoints/`, and the largest is what it goes on from."""
+    run = tmp_path / "run/checkpoints"
+    for number in (0, 1):
+        folder = run / f"checkpoint_{number}"
+        folder.mkdir(parents=True)
+        safetensors.torch.save_file({"w": torch.ones(2)}, folder / "model.safetensors")
+        for name in ("optimizer.bin", "random_states_0.pkl"):
+            torch.save({}, folder / name)
+        (folder / "config.json").write_text('{"model_type": "gpt2", "n_layer": 1}')
+    before = snapshot(run)
+    assert call("patch-config", tmp_path, "--set", "n_layer=2", "--all", "--yes").code == 0
+    assert max(os.listdir(run), key=lambda name: int(re.findall("[0-9]+", name)[0])) == "checkpoint_1"
+    assert call("patch-config", tmp_path, "--undo").code == 0
+    assert snapshot(run) == before and sorted(os.listdir(run)) == ["checkpoint_0", "checkpoint_1"]

@@ -291,7 +291,10 @@ def test_hard_links(call: Run, root: Path, run: Path, tmp_path: Path) -> None:
     assert call("prune", root, "--undo").code == 0
     assert contents(run) == before
     assert (run / "model_000100.pt").stat().st_nlink == 3
-    assert call("prune", root, "--tag", "d2", "--keep", "2", "--trust-steps", "--yes").code == 0
+    done = call("prune", root, "--tag", "d2", "--keep", "2", "--trust-steps", "--yes", "--json")
+    assert done.json["freed_bytes"] == sum(map(len, before.values())) - sum(map(len, contents(run).values())) - 2 * len(
+        before["model_000100.pt"]
+    )
     assert steps_of(run) == [300, 400] and (tmp_path / "outside.pt").read_bytes() == before["model_000100.pt"]
 
 
@@ -476,9 +479,9 @@ def test_full_disk_at_the_last_entry(call: Run, root: Path, run: Path, monkeypat
 def test_full_disk_without_trash(call: Run, root: Path, run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A model that cannot be deleted without a journal keeps its other files too."""
     failing(monkeypatch, "mkdir", errno.ENOSPC, lambda *args: True)
-    failing(monkeypatch, "unlink", errno.EPERM, lambda path: path.endswith("model_000100.pt"))
+    failing(monkeypatch, "unlink", errno.EPERM, lambda path: "model_000100.pt" in path)
     done = call("prune", root, "--tag", "d2", "--keep", "2", "--yes")
-    assert done.code == 3 and "model_000100.pt could not go" in done.err
+    assert done.code == 3 and f"{run / 'model_000100.pt'} could not go" in done.err
     assert steps_of(run) == [100, 300, 400]
 
 
@@ -823,6 +826,23 @@ def test_interrupt_at_each_rename(run: Path, monkeypatch: pytest.MonkeyPatch, ke
         assert count[0] == last + 1 and "back in its place" in caught.value.message
         monkeypatch.setattr(os, "rename", real)
         assert contents(run) == before and not (run / ".ckpt-trash").exists()
+
+
+def test_interrupt_while_deleting(call: Run, root: Path, run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing can come back then, and the next prune is said to finish it."""
+    real, gone = os.unlink, list[str]()
+
+    def unlink(path: str) -> None:
+        real(path)
+        gone.append(path)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as interrupted:
+        interrupted.setattr(os, "unlink", unlink)
+        done = call("prune", root, "--tag", "d2", "--keep", "2", "--yes")
+    assert done.code == 130 and "while deleting" in done.err and "the next prune" in done.err and len(gone) == 1
+    assert "finished" in call("prune", root, "--keep", "9", "--yes").err
+    assert steps_of(run) == [300, 400] and not (run / ".ckpt-trash").exists()
 
 
 def test_dies_while_putting_back(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -89,16 +89,15 @@ def look(target: str | None, root: str | None, source: str | None, tag: str | No
     if query.root.origin == _HERE:
         _say_root(query)
     if query.found.trash:
-        from ckpt_cli.discover import trash_of
-        from ckpt_cli.journal import garbled, interrupted
+        from ckpt_cli.aside import left_aside
+        from ckpt_cli.journal import garbled, interrupted, trash_of
 
         for path in query.trash:
             if garbled(path):
                 out.warning(f"{trash_of(path)} holds files but no readable journal: look at them by hand")
             elif interrupted(path):
-                out.warning(
-                    f"a prune of {path} was cut off: `ckpt prune {quote(path)}` with --undo or --purge settles it"
-                )
+                how = "--keep" if left_aside(path) else "--undo or --purge"
+                out.warning(f"a prune of {path} was cut off: `ckpt prune {quote(path)}` with {how} settles it")
     return query
 
 

@@ -19,6 +19,8 @@ from ckpt_cli import plugins
 from ckpt_cli.checkpoint import OURS, Checkpoint, Part, Problem, Role, State, TensorFile
 from ckpt_cli.errors import CkptError
 
+# What lies in a run's own directory of ours: what was removed from it, and what was replaced in it.
+TRASH, REPLACED = ".ckpt-trash", ".ckpt-undo"
 MAX_JSON_BYTES = 16 << 20
 _MAX_JSON_DEPTH = 200
 # What folders and files are called until all is in them: so did transformers to early 2024; so do many others, by hand
@@ -38,6 +40,8 @@ class Layout(Protocol):
     the order of `PRECEDENCE`, and no later layout sees the files that a checkpoint has as parts.
     `REMOVAL_ORDER` names the roles in the order in which removal takes them away, so that the trainer's own
     discovery never finds a half checkpoint; roles not in it go last.
+    `counts`, which a layout may leave out, says whether its trainer takes a number out of every name in a directory,
+    hidden ones too, and fails at one that has none.
     `needs` returns, for one checkpoint, those of its run that it cannot be used without. A layout may leave
     it out as None: prune then refuses to remove anything of it.
     """
@@ -51,14 +55,27 @@ class Layout(Protocol):
     def needs(self, checkpoint: Checkpoint, run: Sequence[Checkpoint]) -> Iterable[Checkpoint]: ...
 
 
+def own_folder(run: str, name: str) -> str:
+    """Where a hidden folder of ours lies in a run: the one that is there, else where its trainer can stand it."""
+    path = os.path.join(run, name)
+    counted = f"{path}-0"
+    if os.path.lexists(path) or not (os.path.lexists(counted) or any(map(_counting(run), layouts()))):
+        return path
+    return counted
+
+
+def _counting(run: str) -> Callable[[Layout], bool]:
+    return lambda layout: getattr(layout, "counts", lambda _: False)(run)
+
+
 class Folder(NamedTuple):
     """One directory as read once: where it lies in the tree, its files by name, and the names of its folders.
 
     `now` and `grace` (nanoseconds) tell a checkpoint that is still being written from an abandoned one; `linked` is
-    true of what was reached through a link out of the root. `above` gives the directory above, also that above the
-    root, which is read when it is asked for. `read_index` reads the values of a small structure file in a tensor format
-    (a DCP `.metadata`, the scalars of a `recipe_state.pt`), without its tensors; it raises CkptError for what it
-    refuses.
+    true of what was reached through a link out of the root, `links` are those of its folders that are symbolic links.
+    `above` gives the directory above, also that above the root, which is read when it is asked for. `read_index` reads
+    the values of a small structure file in a tensor format (a DCP `.metadata`, the scalars of a `recipe_state.pt`),
+    without its tensors; it raises CkptError for what it refuses.
     """
 
     path: str
@@ -71,6 +88,7 @@ class Folder(NamedTuple):
     linked: bool = False
     above: Callable[[], Folder | None] = lambda: None
     read_index: Callable[[str], TensorFile] | None = None
+    links: tuple[str, ...] = ()
 
     @property
     def up(self) -> Folder | None:
@@ -124,7 +142,8 @@ class Folder(NamedTuple):
             return None
         if status.st_size == 0 and role not in OURS:
             problems.append(Problem("empty-file", f"{name} is empty", entry.path))
-        return Part(role, entry.path, status.st_size, status.st_mtime_ns, rank, entry.is_symlink())
+        names = (status.st_dev, status.st_ino, status.st_nlink) if status.st_nlink > 1 else None
+        return Part(role, entry.path, status.st_size, status.st_mtime_ns, rank, entry.is_symlink(), names)
 
     def state(self, parts: Iterable[Part], problems: Sequence[Problem]) -> State:
         """Complete without problems; with some, in progress if touched within the grace time (or in the future)."""

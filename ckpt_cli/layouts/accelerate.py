@@ -8,6 +8,7 @@ folders of their own. What is not written by it alone, such as the Trainer's ste
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterable, Sequence
 
@@ -25,6 +26,7 @@ PRECEDENCE = TRAINER
 REMOVAL_ORDER: tuple[Role, ...] = ("model", "index", "adapter", "optimizer", "config")
 
 _PROCESS = re.compile(r"random_states_([0-9]{1,6})\.pkl")
+_COUNTED = re.compile(r"checkpoint_[0-9]+")
 _TRAINER = re.compile(r"checkpoint-[0-9]+")
 _TRAINER_FILES = frozenset({"trainer_state.json", "training_args.bin"})
 # Those of a second model, and of what belongs to it, are counted from 1; the first has no number.
@@ -39,6 +41,17 @@ _ADAPTERS = (
 )  # fmt: skip
 _CONFIGS = ("config.json", "adapter_config.json", "generation_config.json")
 _DEEPSPEED = re.compile(r"pytorch_model(?:_[0-9]{1,4})?")
+
+
+def counts(directory: str) -> bool:
+    """In `checkpoints/`, whose folders it numbers itself, `save_state` and `load_state` look at every name."""
+    if os.path.basename(directory) != "checkpoints":
+        return False
+    try:
+        with os.scandir(directory) as entries:
+            return any(_COUNTED.fullmatch(entry.name) and entry.is_dir() for entry in entries)
+    except OSError:
+        return False
 
 
 def scan(folder: Folder) -> Iterable[Checkpoint]:
