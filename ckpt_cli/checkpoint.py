@@ -28,7 +28,7 @@ class Part(NamedTuple):
     """One file of a checkpoint. `modified` is its mtime in nanoseconds since the epoch.
 
     `rank` is whose shard it is, None for what no rank has alone. `linked` says that it is a symbolic link; size and
-    time are then its target's.
+    time are then its target's. `names` is device, inode and count of a file's hard links where it has several.
     """
 
     role: Role
@@ -37,6 +37,7 @@ class Part(NamedTuple):
     modified: int
     rank: int | None = None
     linked: bool = False
+    names: tuple[int, int, int] | None = None
 
 
 class Problem(NamedTuple):
@@ -214,7 +215,7 @@ class TensorFile(NamedTuple):
     path: str
     container: str
     tensors: tuple[TensorInfo, ...]
-    values: dict[str, Any]
+    values: Mapping[str, Any]
     foreign_globals: tuple[ForeignGlobal, ...] = ()
     storages: tuple[Storage, ...] = ()
     notes: tuple[str, ...] = ()
@@ -262,7 +263,7 @@ def checkpoint_record(checkpoint: Checkpoint, metric: Metric | None = None) -> d
         "resumable": checkpoint.resumable,
         "problems": [problem_record(problem) for problem in checkpoint.problems],
         "bytes": checkpoint.bytes,
-        "modified": iso_time(checkpoint.modified),
+        "modified": iso_time(checkpoint.modified) if checkpoint.parts else None,
         "metric": metric and {"name": metric.name, "value": metric.value, "goal": metric.goal},
         "ranks": ranks and {"present": list(ranks.present), "missing": list(ranks.missing)},
         "parts": [

@@ -9,11 +9,12 @@ from __future__ import annotations
 import os
 import stat
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 
 from ckpt_cli.checkpoint import Checkpoint, Part, Problem, Role
 from ckpt_cli.errors import Refused
 from ckpt_cli.journal import File, Removal
+from ckpt_cli.plans import Gone
 from ckpt_cli.whereabouts import own_folders
 
 _RECENT = 5 * 10**9
@@ -48,16 +49,17 @@ def _looked_at(checkpoint: Checkpoint) -> Checkpoint:
     return checkpoint
 
 
-def plan_removal(checkpoint: Checkpoint, parts: Iterable[Part], order: Sequence[Role]) -> Removal:
+def plan_removal(gone: Gone, order: Sequence[Role]) -> Removal:
     """The files of a checkpoint that go, in the layout's order; where its model stays, that too as what they belong to.
 
     Raises Refused when one is not as it was listed, or lies outside the run's directory.
     """
+    checkpoint = gone.checkpoint
     place = {role: at for at, role in enumerate(order)}
-    going = sorted(parts, key=lambda part: place.get(part.role, len(place)))
+    going = sorted(gone.parts, key=lambda part: place.get(part.role, len(place)))
     paths = {part.path for part in going}
     model = [part for part in checkpoint.having("model", "adapter") if part.path not in paths]
-    files = _files(checkpoint, going)
+    files = _files(checkpoint, going, gone.held)
     folders = own_folders(checkpoint.run_dir, files)
     return Removal(checkpoint.ref, files, _files(checkpoint, model), folders, checkpoint.state != "complete")
 
@@ -69,21 +71,22 @@ def unchanged(checkpoints: Iterable[Checkpoint]) -> None:
             _status(part)
 
 
-def _files(checkpoint: Checkpoint, parts: Iterable[Part]) -> tuple[File, ...]:
+def _files(checkpoint: Checkpoint, parts: Iterable[Part], held: Collection[str] = ()) -> tuple[File, ...]:
     start = checkpoint.run_dir.rstrip(os.sep) + os.sep
     files = []
     for part in parts:
         if not part.path.startswith(start):
             raise Refused(f"{part.path} lies outside the run's directory {checkpoint.run_dir}")
         own = _status(part)
-        # Of a link only the link goes.
-        files.append(File(part.path[len(start) :], 0 if part.linked else part.bytes, own.st_mtime_ns, own.st_ino))
+        # Of a link only the link goes, and of several names the last takes the bytes along.
+        freed = 0 if part.linked or part.path in held else part.bytes
+        files.append(File(part.path[len(start) :], freed, own.st_mtime_ns, own.st_ino))
     return tuple(files)
 
 
 def _status(part: Part) -> os.stat_result:
     """What the name itself is, a link or a file; raises Refused when it is not as it was listed."""
-    _, path, size, modified, _, linked = part
+    _, path, size, modified, _, linked, _ = part
     try:
         own = os.lstat(path)
         status = os.stat(path) if linked else own

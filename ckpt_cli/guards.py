@@ -6,7 +6,8 @@ that stay needs.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from os.path import dirname, sep
 
 from ckpt_cli.checkpoint import Checkpoint, is_complete, newest
 from ckpt_cli.plans import Rules, Run
@@ -40,12 +41,16 @@ def guarded(runs: Sequence[Run], named: Reasons, rules: Rules, always: bool) -> 
     for checkpoint in pool:
         if checkpoint.pinned:
             reasons.setdefault(place_of(checkpoint), []).append("pinned")
-        if rules.targets and any(part.path in rules.targets for part in checkpoint.parts):
+        if rules.targets and _is_target(checkpoint, rules.targets):
             reasons.setdefault(place_of(checkpoint), []).append("a link points to it")
     asked: set[tuple[str, str]] = set()
     seen: set[int] = set()
+    sharing = _sharing(pool, rules.others)
     # What is being written stays, and so does what it needs; so does what those need that are not asked about.
     pending = [*(c for c in rules.others if c.state != "incomplete"), *(c for c in pool if c.state == "in-progress")]
+    if sharing:
+        left = (*rules.others, *(() if rules.incomplete or rules.whole_run else pool))
+        pending += [c for c in left if c.state == "incomplete" and place_of(c) in sharing]
     while True:
         for place, run in enumerate(runs if not rules.allow_empty else ()):
             if place not in seen and (always or any(place_of(c) in reasons for c in run)):
@@ -59,9 +64,35 @@ def guarded(runs: Sequence[Run], named: Reasons, rules: Rules, always: bool) -> 
             if place_of(checkpoint) in asked:
                 continue
             asked.add(place_of(checkpoint))
-            for needed in needed_by(checkpoint, homes, pool, rules):
+            for needed in (*needed_by(checkpoint, homes, pool, rules), *sharing.get(place_of(checkpoint), ())):
                 reasons.setdefault(place_of(needed), []).append(f"{checkpoint.ref} needs it")
                 pending.append(needed)
+
+
+def _is_target(checkpoint: Checkpoint, targets: Collection[str]) -> bool:
+    """Whether a link leads to one of its files, to the folder that it has for itself, or to one in that."""
+    if any(part.path in targets for part in checkpoint.parts):
+        return True
+    folders = {dirname(part.path) for part in checkpoint.parts} | {checkpoint.dir} if checkpoint.home else set()
+    above = checkpoint.home.rstrip(sep) + sep
+    return any(folder in targets and folder.startswith(above) for folder in folders)
+
+
+def _sharing(pool: Sequence[Checkpoint], others: Sequence[Checkpoint]) -> dict[tuple[str, str], list[Checkpoint]]:
+    """By checkpoint, those of the pool that have a file with it in common: it would go with them."""
+    paths = [part.path for checkpoint in (*pool, *others) for part in checkpoint.parts]
+    if len(set(paths)) == len(paths):
+        return {}
+    owners: dict[str, list[Checkpoint]] = {}
+    for checkpoint in (*pool, *others):
+        for path in {part.path for part in checkpoint.parts}:
+            owners.setdefault(path, []).append(checkpoint)
+    meant = set(map(place_of, pool))
+    found: dict[tuple[str, str], list[Checkpoint]] = {}
+    for several in owners.values():
+        for one in several if len(several) > 1 else ():
+            found.setdefault(place_of(one), []).extend(c for c in several if c != one and place_of(c) in meant)
+    return found
 
 
 def _guard_newest(run: Run, reasons: Reasons) -> None:

@@ -29,15 +29,19 @@ class Ignored:
 
 @dataclass(frozen=True)
 class Gone:
-    """A checkpoint that falls out, and those of its files that go: all, or the optimizer's."""
+    """A checkpoint that falls out, and those of its files that go: all, or the optimizer's.
+
+    `held` are the paths of those whose bytes stay under another name (a hard link), or go with a later one.
+    """
 
     checkpoint: Checkpoint
     parts: tuple[Part, ...]
+    held: frozenset[str] = frozenset()
 
     @property
     def bytes(self) -> int:
         """That its going frees: of a part that is a link, nothing."""
-        return sum(part.bytes for part in self.parts if not part.linked)
+        return sum(part.bytes for part in self.parts if not part.linked and part.path not in self.held)
 
 
 @dataclass(frozen=True)

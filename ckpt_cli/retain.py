@@ -62,12 +62,30 @@ def make_plan(
         group = _linked(run) if run[0].linked else _sorted_out(run, reasons, rules)
         place = run[0].run, run[0].run_dir
         groups[place] = _joined(groups[place], group) if place in groups else group
-    plan = Plan(tuple(policies), tuple(groups.values()), rules.optimizer_only)
+    plan = Plan(tuple(policies), _with_held(groups.values()), rules.optimizer_only)
     if budget:
         there = sum(_bytes(c) for run in inside for c in run)
         names = (*policies, f"max size {budget.text}")
         plan = replace(plan, policies=names, over=max(0, there - plan.freed - budget.bytes))
     return plan
+
+
+def _with_held(groups: Iterable[RunPlan]) -> tuple[RunPlan, ...]:
+    """The plans, in which a file of several names frees its bytes once, with the last of them that goes, if all do."""
+    left: dict[tuple[int, int, int], int] = {}
+
+    def held(gone: Gone) -> frozenset[str]:
+        return frozenset(part.path for part in gone.parts if part.names and not part.linked and not frees(part.names))
+
+    def frees(names: tuple[int, int, int]) -> bool:
+        left[names] = left.get(names, names[2]) - 1
+        return not left[names]
+
+    def told(gone: Gone) -> Gone:
+        names = held(gone)
+        return replace(gone, held=names) if names else gone
+
+    return tuple(replace(group, remove=tuple(map(told, group.remove))) for group in groups)
 
 
 def settled_plan(
@@ -135,7 +153,14 @@ def _going_bytes(checkpoint: Checkpoint, rules: Rules) -> int:
 
 
 def _may_go(checkpoint: Checkpoint, rules: Rules) -> bool:
-    return is_complete(checkpoint) or (checkpoint.state == "incomplete" and (rules.incomplete or rules.whole_run))
+    """Of what cannot be looked into it is not known that it is incomplete: the disk or a permission may be in the way.
+
+    It goes with its whole run only.
+    """
+    if checkpoint.state == "incomplete" and rules.incomplete and not rules.whole_run:
+        unread = {problem.path for problem in checkpoint.problems if problem.code == "unreadable-part"}
+        return not any(part.path in unread for part in checkpoint.parts)
+    return is_complete(checkpoint) or (checkpoint.state == "incomplete" and rules.whole_run)
 
 
 def _bytes(checkpoint: Checkpoint) -> int:
@@ -228,7 +253,7 @@ def _refuse_restarted(run: Run, grace: int) -> None:
     """
     latest: Checkpoint | None = None
     for checkpoint in run:
-        if checkpoint.step is None:
+        if checkpoint.step is None or not checkpoint.parts:  # of a link to nothing there is no time
             continue
         if latest and latest.unit != checkpoint.unit:
             latest = None

@@ -10,6 +10,8 @@ from ckpt_cli.metrics import best_of
 from ckpt_cli.query import Query, at_step, is_number, listing, nothing_in
 
 _DEPTH = re.compile(r"d([0-9]+)")
+# The folder of a step by its name, up to the number; and something behind that.
+_COPY = re.compile(r"(.*)/([^/0-9]*)[0-9]+[^/0-9][^/]*", re.DOTALL)
 Accept = Callable[[Checkpoint], bool]
 
 
@@ -133,4 +135,13 @@ def default_run(runs: Sequence[list[Checkpoint]], accept: Accept) -> tuple[list[
                 depth, run = max(deep, key=lambda pair: pair[0])
                 larger = any(r[0].source == source and (m := match(r[0].tag)) and int(m[1]) > depth for r in runs)
                 return run, f"{why} with one that counts" if larger else why
-    return max(whole, key=lambda run: max(c.modified for c in run)), "the newest run"
+    own = _without_copies(whole)
+    why = "the newest run" if len(own) == len(whole) else "the newest run, copies of its steps left out"
+    return max(own, key=lambda run: max(c.modified for c in run)), why
+
+
+def _without_copies(runs: Sequence[list[Checkpoint]]) -> list[list[Checkpoint]]:
+    """The runs, less each that is a folder among the steps of another and called as one with something behind it:
+    `checkpoint-20-old` beside `checkpoint-100`. The trainers pass such a folder over too."""
+    steps = {(c.home, c.name.rstrip("0123456789")) for run in runs for c in run if c.home and c.step is not None}
+    return [run for run in runs if not ((match := _COPY.fullmatch(run[0].run_dir)) and match.groups() in steps)]

@@ -38,6 +38,8 @@ from ckpt_cli.tensors import check_end
 
 Status = Literal["ok", "damaged", "unverifiable", "skipped"]
 REMARKS = frozenset({"skipped-data", "oddity", "unlisted-tensor", "index-size", "unpaired-recipe"})
+# What trainers save by torch or as safetensors, beside a model too.
+_BESIDE = (".pt", ".pth", ".bin", ".pkl", ".ckpt", ".safetensors")
 _MANIFEST = frozenset({"manifest-mismatch", "manifest-missing-file", "bad-manifest"})
 
 
@@ -80,18 +82,21 @@ class Verified(NamedTuple):
 def opens(checkpoint: Checkpoint) -> tuple[Problem, ...]:
     """The parts whose end is missing: every zip's directory, every safetensors file's length.
 
-    A full disk leaves the newest file so: there by name, and cut off.
+    A full disk leaves the newest file so: there by name, and cut off. Of what lies beside a model and its optimizer (a
+    scheduler, the states of random numbers) only that counts: it may be of any format.
     """
     problems = []
     # An index that knows the data files tells of each whether it is long enough.
     parts = indexes_of(checkpoint) or checkpoint.having("model")
-    for part in [*parts, *checkpoint.having("optimizer", "adapter", "recipe")]:
+    beside = [part for part in checkpoint.having("other") if part.path.endswith(_BESIDE)]
+    for part in [*parts, *checkpoint.having("optimizer", "adapter", "recipe"), *beside]:
         if part.path.endswith(".distcp"):
             continue  # several archives in a row: only the index knows the end of each
         try:
             check_end(part.path)
         except CkptError as error:
-            problems.append(Problem("truncated" if error.code == 1 else "unreadable-part", error.message, part.path))
+            if error.code == 1 or part.role != "other":
+                problems.append(Problem("truncated" if error.code == 1 else error.kind, error.message, part.path))
     return tuple(problems)
 
 

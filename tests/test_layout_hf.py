@@ -167,6 +167,24 @@ def test_names_that_look_alike_are_no_steps(tmp_path: Path, name: str) -> None:
     assert (checkpoint.step, checkpoint.tag, checkpoint.home) == (None, f"run/{name}", "")
 
 
+@pytest.mark.parametrize("name", ["checkpoint-5-old", "checkpoint-900.bak", "checkpoint-5 (copy 2)"])
+def test_a_copy_that_somebody_set_aside_is_not_the_latest(run: Path, call: Run, name: str) -> None:
+    """The Trainer's get_last_checkpoint passes it over, however new it is."""
+    age(Path(shutil.copytree(run / "checkpoint-5", run / name)), OLD + 100)
+    for arguments in ((run,), (run / "..",), ("--root", run)):
+        done = call("latest", *arguments, "--field", "dir")
+        assert (done.code, done.out) == (0, f"{run}/checkpoint-100\n"), done.err
+        assert done.err.splitlines()[0].endswith("(the newest run, copies of its steps left out)")
+    assert call("latest", f"mine/{name}", "--root", run.parent, "--field", "step").out == "\n"
+    # What is called otherwise is a run like any other, and so is a copy where nothing of the run is whole.
+    (run / name).rename(run / "merged")
+    assert call("latest", run, "--field", "dir").out == f"{run}/merged\n"
+    (run / "merged").rename(run / name)
+    for step in (5, 10, 100):
+        (run / f"checkpoint-{step}" / "model.safetensors").unlink()
+    assert call("latest", run, "--field", "dir").out == f"{run}/{name}\n"
+
+
 def test_a_folder_of_that_name_with_other_things_in_it(tmp_path: Path) -> None:
     put(tmp_path / "run/checkpoint-10/notes.txt", "x")
     put(tmp_path / "run/checkpoint-10/config.json")

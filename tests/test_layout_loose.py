@@ -274,9 +274,11 @@ def test_loose_files_that_are_damaged(tmp_path: Path) -> None:
 def test_a_link_to_nothing_has_no_age(tmp_path: Path, call: Run) -> None:
     (tmp_path / "b.pt").symlink_to("gone.pt")
     done = call("list", tmp_path)
-    assert done.out.rstrip("\n").split("\t") == [tmp_path.name, "incomplete", "0", "", "", "unreadable-part"]
+    assert done.out.rstrip("\n").split("\t") == [tmp_path.name, "incomplete", "0", "", "", "b.pt unreadable"]
     done = call("list", tmp_path, "--format", "table")
-    assert done.out.splitlines()[1].split() == [tmp_path.name, "incomplete", "0", "B", "unreadable-part"]
+    assert done.out.splitlines()[1].split() == [tmp_path.name, "incomplete", "0", "B", "b.pt", "unreadable"]
+    (only,) = call("list", tmp_path, "--json").json["checkpoints"]
+    assert (only["modified"], only["bytes"], only["parts"]) == (None, 0, [])
 
 
 def test_prune_takes_no_loose_file_for_an_older_one(tmp_path: Path, call: Run) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -182,7 +183,12 @@ def test_litgpt(tmp_path: Path, call: Run) -> None:
     assert pruned(call, root) == ["pretrain/1000"]
     assert pruned(call, root, "--keep-step", "1000", "--trust-steps") == []
     put(tmp_path / "lora/final/lit_model.pth.lora")
-    assert found(tmp_path / "lora")["final"].having("adapter")
+    assert found(tmp_path / "lora")["lora/final"].having("adapter")
+    before = {root: found(root)[ref] for root, ref in ((tmp_path / "out", "pretrain/final"), (root, "pretrain/final"))}
+    for step in ("step-00001000", "step-00002000"):
+        shutil.rmtree(root / step)
+    assert {root: found(root)["pretrain/final"] for root in before} == before
+    assert found(root / "final")["pretrain/final"].run_dir == str(root)
 
 
 # --- models in several folders

@@ -24,7 +24,16 @@ from ckpt_cli.plans import Rules
 from ckpt_cli.policies import keep_last
 from ckpt_cli.retain import make_plan
 from tests.conftest import REPOSITORY, Done, Run
-from tests.test_kill import STEPS, TRAINER, age, contents, part_names, trainers_newest, write_trainer
+from tests.test_kill import (
+    STEPS,
+    TRAINER,
+    age,
+    contents,
+    part_names,
+    trainers_newest,
+    write_layout,
+    write_trainer,
+)
 
 DAY = 86400
 
@@ -167,6 +176,22 @@ def test_the_trash_is_named_where_there_is_any(call: Run, root: Path) -> None:
     assert call("prune", "base/d4", "--root", root, "--keep", 2, "--trash", "--yes").code == 0
     done = call("prune", "base/d2", "--root", root, "--undo")
     assert done.code == 1 and f"`ckpt list --trash --root {root}`" in done.err
+
+
+def test_the_trash_as_people_see_it(call: Run, root: Path, run: Path) -> None:
+    """By time and run; of many checkpoints the first and the last. A program gets all of them."""
+    for tag in ("d10", "d4"):
+        shutil.copytree(run, run.parent / tag, dirs_exist_ok=True)
+    for step in range(500, 508):
+        for name in part_names(400):
+            shutil.copy2(run / name, run / name.replace("000400", f"{step:06d}"))
+    assert call("prune", root, "--keep", 1, "--trash", "--yes").code == 0
+    shown = call("list", root, "--trash", "--format", "table").out.splitlines()[1:]
+    assert [line.rpartition("/")[2] for line in shown] == ["d2", "d4", "d10"]
+    assert " base/d2/100 ... 9 between base/d2/506 " in shown[0]
+    assert " base/d4/100 base/d4/200 base/d4/300 " in shown[1]
+    plain = call("list", root, "--trash", "--format", "plain").out.splitlines()[0].split("\t")
+    assert plain[3].split() == [f"base/d2/{step}" for step in (100, 200, 300, 400, *range(500, 507))]
 
 
 def test_table(call: Run, root: Path, run: Path) -> None:
@@ -506,6 +531,56 @@ def test_folders_that_a_kill_left_empty(call: Run, trainer: Path) -> None:
     assert folders(trainer) == ["checkpoint-100", "checkpoint-200", "checkpoint-300"]
 
 
+@pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
+@pytest.mark.parametrize(
+    ("layout", "pins"),
+    [
+        ("huggingface", ["checkpoint-1/model.keep", "checkpoint-1/optimizer.pt.keep"]),
+        ("torchtune", ["step_1/ft-model-00002-of-00002.keep"]),
+        ("dcp", ["step-1/step-1.keep"]),
+        ("torchtune flat", ["hf_model_0002_1.keep", "hf_model_0001_1.pt.keep"]),
+        ("nano-gpt", ["checkpoint_000001.keep", "checkpoint_000001.bin.keep"]),
+        ("fairseq shards", ["checkpoint1.keep", "checkpoint1-shard1.keep"]),
+    ],
+)
+def test_a_pin_may_bear_any_of_its_names(call: Run, tmp_path: Path, layout: str, pins: list[str]) -> None:
+    write_layout(layout, tmp_path)
+    for pin in pins:
+        (tmp_path / "run" / pin).touch()
+        listed = call("list", tmp_path, "--json").json["checkpoints"]
+        assert [c["ref"] for c in listed if c["pinned"]] == ["run/1"], pin
+        (tmp_path / "run" / pin).unlink()
+
+
+@pytest.mark.parametrize("pin", ["model_000100.pt.keep", "meta_000100.keep", "optim_000100_rank1.keep"])
+def test_a_pin_beside_any_part(call: Run, root: Path, run: Path, pin: str) -> None:
+    (run / pin).touch()
+    assert kept(call("prune", root, "--tag", "d2", "--keep", 1, "--yes", "--json"))["100"] == ["pinned"]
+    assert whole(run) == [100, 400] and (run / pin).exists()
+
+
+@pytest.mark.parametrize("name", ["scheduler.pt", "optimizer.pt", "model.safetensors"])
+def test_a_newest_step_of_the_trainer_that_was_cut_off(call: Run, trainer: Path, name: str) -> None:
+    """Whichever of its files: training does not resume from it. A pickle that torch did not write is none of ours."""
+    newest = trainer / "checkpoint-300"
+    for other in ("rng_state.pth", "random_states_0.pkl"):
+        (newest / other).write_bytes(b"anything")
+        age(newest / other, 86400)
+    assert call("prune", trainer, "--keep", 1, "-n", "-q").out.split() == ["out/100", "out/200"]
+    os.truncate(newest / name, (newest / name).stat().st_size - 1)
+    age(newest / name, 86400)
+    assert call("prune", trainer, "--keep", 1, "-n", "-q").out.split() == ["out/100"]
+
+
+def test_a_run_inside_a_step(call: Run, trainer: Path) -> None:
+    """Training went on below a step that falls out: its steps are a run of their own."""
+    write_trainer(trainer / "checkpoint-100", (6,))
+    before = contents(trainer / "checkpoint-100/checkpoint-6")
+    assert call("prune", trainer, "--keep", 1, "--yes").code == 0
+    assert contents(trainer / "checkpoint-100/checkpoint-6") == before
+    assert [path.name for path in (trainer / "checkpoint-100").iterdir()] == ["checkpoint-6"]
+
+
 def test_a_pinned_folder_and_the_best_step_stay(call: Run, tmp_path: Path) -> None:
     run = write_trainer(tmp_path / "out", (100, 200, 300, 400), best=200)
     (run / "checkpoint-100/.keep").touch()
@@ -831,6 +906,20 @@ def test_a_directory_that_is_not_ours_to_write(call: Run, open_root: Path) -> No
         name.removeprefix("base_checkpoints/d2/"): data for name, data in before.items() if "/d2/" in name
     }
     assert whole(run.parent / "d4") == [400] and not list(open_root.rglob(".ckpt-trash"))
+
+
+@pytest.mark.skipif(not hasattr(os, "setresuid") or os.geteuid() != 0, reason="only root can become another user")
+@pytest.mark.parametrize("flags", [("--undo",), ("--purge", "--yes")])
+def test_a_trash_that_is_not_ours_to_write(call: Run, open_root: Path, flags: tuple[str, ...]) -> None:
+    """What one run refuses does not keep another from being settled."""
+    mine, theirs = (open_root / "base_checkpoints" / tag for tag in ("d4", "d2"))
+    assert call("prune", open_root, "--keep", 1, "--trash", "--yes").code == 0
+    for path in (mine, *mine.rglob("*")):
+        os.chown(path, 65534, 65534)
+    before = contents(theirs)
+    assert as_nobody(["prune", str(open_root), *flags]) == 3
+    assert contents(theirs) == before and list(theirs.glob(".ckpt-trash/*/journal"))
+    assert whole(mine) == (list(STEPS) if flags == ("--undo",) else [400]) and not (mine / ".ckpt-trash").exists()
 
 
 def test_read_only_files(call: Run, root: Path, run: Path) -> None:

@@ -21,6 +21,7 @@ from ckpt_cli.policies import Policy, keep_best, keep_every, keep_last, keep_ste
 from ckpt_cli.retain import make_plan, settled_plan
 from tests.conftest import Run
 from tests.test_discover import OLD, step, write
+from tests.test_kill import write_trainer
 
 NOW = 10**18
 GRACE = 10**6
@@ -195,6 +196,11 @@ def test_restarted_run_by_any_part() -> None:
     with pytest.raises(Refused, match="restarted"):
         plan(run, 1)
     assert steps(plan(run, 1, trust_steps=True).removed) == [10, 20]
+
+
+def test_a_link_to_nothing_is_of_no_time() -> None:
+    gone = checkpoint(4, "incomplete")._replace(parts=())
+    assert steps(plan([checkpoint(1), checkpoint(2), checkpoint(3), gone], 2).removed) == [1]
 
 
 def test_a_clock_that_is_off() -> None:
@@ -423,6 +429,20 @@ def test_a_kept_one_that_fails_gives_its_place_to_the_next() -> None:
     }
 
 
+def test_what_cannot_be_looked_into_is_not_known_to_be_incomplete() -> None:
+    """A permission, or a disk that does not answer: --incomplete is no reason to remove the newest for it."""
+
+    def removed(code: str, count: int = 1, **rules: Any) -> list[int]:
+        run = [checkpoint(n) for n in (1, 2, 3)]
+        problem = Problem(code, "Input/output error", run[2].parts[0].path)
+        policies = {"keep": keep_last(count)}
+        return steps(settled_plan(run, policies, bounds(**rules), lambda c: (problem,) if c.step == 3 else ()).removed)
+
+    assert removed("truncated", incomplete=True) == [1, 3]
+    assert removed("unreadable-part", incomplete=True) == removed("unreadable-part") == [1]
+    assert removed("unreadable-part", 0, allow_empty=True) == [1, 2, 3]
+
+
 @given(st.lists(st.booleans(), max_size=30), st.integers(1, 3), st.booleans())
 def test_what_fails_counts_as_if_it_had_been_known(broken: list[bool], count: int, spared: bool) -> None:
     """As the plan made again after each that fails; of older ones, which go in any case, nobody asks."""
@@ -482,10 +502,56 @@ def test_targets_of_links_stay(tmp_path: Path, tree: Path, call: Run) -> None:
     other.mkdir()
     (other / "model_000100.pt").symlink_to("../d4/model_000100.pt")
     (other / "meta_000100.json").write_bytes((run / "meta_000100.json").read_bytes())
+    trainer = write_trainer(tree / "out", (1, 2, 3))
+    (trainer / "best").symlink_to("checkpoint-1")
     groups = call("prune", tree, "--keep", 1, "--yes", "--json").json["groups"]
     kept = {kept["ref"]: kept["reasons"] for group in groups for kept in group["keep"]}
     assert "a link points to it" in kept["base/d4/50"] and "a link points to it" in kept["base/d4/100"]
     assert (run / "model_000050.pt").exists() and (other / "model_000100.pt").exists()
+    assert sorted(os.listdir(trainer)) == ["best", "checkpoint-1", "checkpoint-3"] and "out/1" in kept
+
+
+@pytest.mark.parametrize("state", ["complete", "incomplete", "in-progress"])
+@pytest.mark.parametrize("asked", [True, False])
+def test_a_file_of_two_stays_with_the_one_that_stays(state: State, asked: bool) -> None:
+    first, second, third = checkpoint(1), checkpoint(2), checkpoint(3)
+    other = checkpoint(9, state, run="d12/step-1")
+    other = other._replace(parts=(*other.parts, first.parts[0]))
+    made = plan([first, second, third, *([other] if asked else [])], 1, others=() if asked else (other,))
+    assert steps(made.removed) == [2] and reasons(made)["base/d12/1"] == (f"{other.ref} needs it",)
+    if asked and state == "incomplete":
+        both = [first, second, third, other, checkpoint(10, run="d12/step-1")]
+        assert steps(plan(both, 1, incomplete=True).removed) == [1, 2, 9]
+
+
+@pytest.mark.parametrize(("target", "stays"), [("step-1", True), ("step-1/inner", True), ("", False), ("step", False)])
+def test_folders_that_links_lead_to_stay(target: str, stays: bool) -> None:
+    """A step's own folder, and one in it; what leads to the run pins none of its steps."""
+    run = [
+        checkpoint(n)._replace(
+            dir=f"/r/d12/step-{n}",
+            home="/r/d12",
+            parts=(Part("model", f"/r/d12/step-{n}/inner/model.pt", 10, NOW // 2),),
+        )
+        for n in (1, 2, 3)
+    ]
+    made = plan(run, 1, targets=frozenset({f"/r/d12/{target}".rstrip("/")}))
+    assert steps(made.removed) == ([2] if stays else [1, 2])
+    if stays:
+        assert reasons(made)["base/d12/1"] == ("a link points to it",)
+
+
+@pytest.mark.parametrize(("names", "freed"), [(1, [10, 10, 10]), (3, [0, 0, 10]), (4, [0, 0, 0])])
+def test_a_file_of_several_names_frees_its_bytes_once(names: int, freed: list[int]) -> None:
+    """With the last name that goes, and not at all where one stays."""
+
+    def one(number: int) -> Checkpoint:
+        c = checkpoint(number)
+        same = (1, 2, names) if names > 1 else None
+        return c._replace(parts=tuple(part._replace(names=same) for part in c.parts))
+
+    made = plan([*map(one, (1, 2, 3)), checkpoint(4)], 1)
+    assert [gone.bytes for gone in made.groups[0].remove] == freed and made.freed == sum(freed)
 
 
 def test_a_linked_part_frees_nothing(tree: Path, tmp_path: Path, call: Run) -> None:

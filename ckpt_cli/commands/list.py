@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Sequence
 from typing import Annotated, Any, get_args
 
 import typer
 
 from ckpt_cli.checkpoint import Checkpoint, Metric, Role, State, checkpoint_record, in_order, iso_time, pick_metric
 from ckpt_cli.commands import options
-from ckpt_cli.errors import CkptError
+from ckpt_cli.discover import natural
+from ckpt_cli.errors import CkptError, counted
 from ckpt_cli.metrics import parse_metric
 from ckpt_cli.query import Query, listing, nothing_in
 from ckpt_cli.selector import choose
@@ -23,8 +25,11 @@ _STATES: tuple[str, ...] = get_args(State)
 _STYLES = {"complete": "green", "incomplete": "red", "in-progress": "yellow"}
 _ROLES: tuple[Role, ...] = ("model", "adapter", "meta", "config", "index", "optimizer", "recipe", "export")
 _SHORT = {"optimizer": "optim"}
-# Missing files that are named; of more, the number.
+# Files that cannot be had: how each of the first is named; of more, the number.
+_LOST = {"missing-part": "no {}", "unreadable-part": "{} unreadable"}
 _NAMED = 2
+# Checkpoints of one removal; of more, the first and the last.
+_NAMED_IN_TRASH = 8
 _COLUMNS = (
     Column("REF"),
     Column("STATE"),
@@ -110,7 +115,7 @@ def list_(
     if metric and rows and not any(shown for _, shown in rows):
         out.note(f"none of them has the metric {name}")
     if chosen == "table" and rows:
-        out.say(f"{text.count(len(rows), 'checkpoint')}, {text.size(total)} in {query.root.path}")
+        out.say(f"{counted(len(rows), 'checkpoint')}, {text.size(total)} in {query.root.path}")
     if rows:
         return 0
     out.error(_nothing(query))
@@ -172,20 +177,25 @@ def _parts(checkpoint: Checkpoint) -> str:
     ranks = checkpoint.ranks
     # Missing ranks are in the count already.
     lost = [
-        os.path.basename(problem.path)
+        _LOST[problem.code].format(os.path.basename(problem.path))
         for problem in checkpoint.problems
-        if problem.code == "missing-part" and not (ranks and problem.detail.startswith("optimizer rank"))
+        if problem.code in _LOST and not (ranks and problem.detail.startswith("optimizer rank"))
     ]
-    words += [f"no {name}" for name in lost[:_NAMED]]
+    words += lost[:_NAMED]
     if lost[_NAMED:]:
         words.append(f"{len(lost) - _NAMED} more missing")
-    return ", ".join([*words, *(problem.code for problem in checkpoint.problems if problem.code != "missing-part")])
+    return ", ".join([*words, *(problem.code for problem in checkpoint.problems if problem.code not in _LOST)])
+
+
+def _refs(refs: Sequence[str]) -> Cell:
+    shown = refs if len(refs) <= _NAMED_IN_TRASH else (refs[0], f"... {len(refs) - 2} between", refs[-1])
+    return Cell(" ".join(shown), " ".join(refs))
 
 
 def _list_trash(root: str, runs: tuple[str, ...], chosen: out.Format) -> int:
     from ckpt_cli.journal import operations
 
-    found = [operation for run in runs for operation in operations(run)]
+    found = sorted((op for run in runs for op in operations(run)), key=lambda op: (op.id, natural(op.run)))
     if chosen == "json":
         records = [
             {"id": op.id, "dir": op.run, "state": op.state, "bytes": op.bytes, "refs": list(op.refs)} for op in found
@@ -197,7 +207,7 @@ def _list_trash(root: str, runs: tuple[str, ...], chosen: out.Format) -> int:
     elif found:
         columns = (Column("ID"), Column("STATE"), Column("SIZE", right=True), Column("CHECKPOINTS"), Column("RUN"))
         rows: list[list[str | Cell]] = [
-            [op.id, op.state, Cell(text.size(op.bytes), str(op.bytes)), " ".join(op.refs), op.run] for op in found
+            [op.id, op.state, Cell(text.size(op.bytes), str(op.bytes)), _refs(op.refs), op.run] for op in found
         ]
         out.emit_rows(chosen, columns, rows)
     if found:

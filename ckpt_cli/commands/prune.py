@@ -13,7 +13,7 @@ from ckpt_cli import execution, settling
 from ckpt_cli.atomic import locked
 from ckpt_cli.checkpoint import Checkpoint
 from ckpt_cli.commands import options
-from ckpt_cli.errors import CkptError, NotFound, Refused
+from ckpt_cli.errors import CkptError, NotFound, Refused, counted
 from ckpt_cli.freshness import plan_removal, settled, unchanged
 from ckpt_cli.journal import Outcome, Removal, new_id, operations
 from ckpt_cli.layouts import layout_named, layouts
@@ -127,42 +127,22 @@ def prune(
         if id:
             raise CkptError("--id names an operation to --undo or --purge")
         if not any_policy:
-            raise CkptError(
-                "no policy says what to keep",
-                "--keep 3 keeps the last 3 of each run, and --dry-run only shows",
-            )
+            hint = "--keep 3 keeps the last 3 of each run, and --dry-run only shows"
+            raise CkptError("no policy says what to keep", hint)
         said = options.settings()
         metric = metric or said.metric
         rules = _rules(asked, policy, metric, not drop_unmeasured, said)
         if allow_empty and optimizer_only:
             raise CkptError("--allow-empty removes a whole run: it does not go with --optimizer-only")
-        listed = time.time_ns()
-        query = runs_only(look())
-        options.name_root(query)
-        if not dry_run and (fresh := _recovered(query, look)) is not query:
-            query, listed = fresh, time.time_ns()
+        query, listed = _listed(look, dry_run)
         if not query.pool:
             raise nothing_in(query.root)
         if allow_empty and (keep != 0 or not rules.empty or not names_one_run(query)):
             runs = " or ".join(sorted({checkpoint.run for checkpoint in query.pool})[:3])
             raise Refused("--allow-empty goes with --keep 0 alone and a selector that names one run", f"name {runs}")
-        grace = int(query.settings.grace * 1e9)
-        pool = settled(query.pool, listed, grace)
-        _name_missing(keep_step or (), pool)
-        meant = {(c.run_dir, c.ref) for c in pool}
-        refuse_outside(query)
-        bounds = Rules(
-            now=time.time_ns(),
-            grace=grace,
-            needs={layout.NAME: getattr(layout, "needs", None) for layout in layouts()},
-            targets=query.found.targets,
-            allow_empty=allow_empty or (optimizer_only and rules.empty),
-            incomplete=incomplete,
-            trust_steps=trust_steps,
-            optimizer_only=optimizer_only,
-            others=tuple(c for c in query.found.checkpoints if (c.run_dir, c.ref) not in meant),
-        )
-        plan = with_replaced(settled_plan(pool, rules.policies, bounds, opens, rules.budget))
+        flags = {"incomplete": incomplete, "trust_steps": trust_steps, "optimizer_only": optimizer_only}
+        flags["allow_empty"] = allow_empty or (optimizer_only and rules.empty)
+        plan = _plan(query, listed, rules, keep_step or (), flags)
         drawing.show(plan, chosen, *parse_metric(metric))
         return _decide(query, plan, dry_run, trash, yes, chosen)
 
@@ -183,6 +163,24 @@ def _rules(asked: dict[str, Any], policy: str | None, metric: str | None, unmeas
     names = [*more.policies, *([f"max size {more.budget.text}"] if more.budget else [])]
     out.note(f"policy {policy} of {origin}: {', '.join(names)}")
     return joined(rules, more)
+
+
+def _plan(query: Query, listed: int, rules: Ruleset, steps: Sequence[int], flags: dict[str, bool]) -> Plan:
+    """What stays and what goes of the runs that were listed at `listed`; `steps` are those that --keep-step names."""
+    grace = int(query.settings.grace * 1e9)
+    pool = settled(query.pool, listed, grace)
+    _name_missing(steps, pool)
+    refuse_outside(query)
+    meant = {(c.run_dir, c.ref) for c in pool}
+    bounds = Rules(
+        now=time.time_ns(),
+        grace=grace,
+        needs={layout.NAME: getattr(layout, "needs", None) for layout in layouts()},
+        targets=query.found.targets,
+        others=tuple(c for c in query.found.checkpoints if (c.run_dir, c.ref) not in meant),
+        **flags,
+    )
+    return with_replaced(settled_plan(pool, rules.policies, bounds, opens, rules.budget))
 
 
 def _name_missing(steps: Sequence[int], pool: Sequence[Checkpoint]) -> None:
@@ -237,7 +235,7 @@ def _carry_out(query: Query, plan: Plan, trash: bool, yes: bool, chosen: out.For
         verb = "moved to the trash" if trash else "removed"
         what = "the optimizer of " if plan.optimizer_only else ""
         size = text.size(sum(gone.bytes for gone in went))
-        out.say(f"{verb}: {what}{text.count(len(went), 'checkpoint')}, {size}")
+        out.say(f"{verb}: {what}{counted(len(went), 'checkpoint')}, {size}")
         if trash and went:
             undo, purge = (options.with_root(query, f"ckpt prune --{verb} --id {id}") for verb in ("undo", "purge"))
             out.say(f"hint: `{undo}` brings them back, `{purge}` deletes them")
@@ -248,24 +246,28 @@ def _carry_out(query: Query, plan: Plan, trash: bool, yes: bool, chosen: out.For
 def _removals(group: RunPlan) -> list[Removal]:
     """In the order in which they go: what has no number last, as the steps need it, and fairseq goes on from it."""
     return [
-        plan_removal(gone.checkpoint, gone.parts, layout_named(gone.checkpoint.layout).REMOVAL_ORDER)
+        plan_removal(gone, layout_named(gone.checkpoint.layout).REMOVAL_ORDER)
         for gone in sorted(group.remove, key=lambda gone: gone.checkpoint.step is None)
     ]
 
 
-def _recovered(query: Query, again: Callable[[], Query]) -> Query:
-    """The query after earlier operations of its runs, if one was cut off, are settled."""
+def _listed(look: Callable[[], Query], dry_run: bool) -> tuple[Query, int]:
+    """The query and when it was made; what was cut off of its runs is settled before, but not by a dry run."""
+    listed = time.time_ns()
+    query = runs_only(look())
+    options.name_root(query)
     said = []
-    for run in query.trash:
+    for run in () if dry_run else query.trash:
         if settling.unsettled(run):
             with locked(run):
                 said += settling.recover(run)
     for message in said:
         out.note(message)
     if not said:
-        return query
+        return query, listed
+    listed = time.time_ns()
     try:
-        return again()
+        return look(), listed
     except CkptError as gone:
         raise NotFound(f"now that this is settled, {gone.message}") from gone
 
@@ -280,12 +282,17 @@ def _settle(query: Query, id: str | None, purge: bool, yes: bool, chosen: out.Fo
         what = f"there is no operation {id} in the trash" if id else "there is nothing in the trash"
         hint = f"`{options.with_root(query, 'ckpt list --trash')}` shows what is there"
         raise (CkptError if id else NotFound)(f"{what} of {query.root.path}", hint if query.found.trash else None)
-    count = text.count(sum(len(operation.refs) for operation in found), "checkpoint")
+    count = counted(sum(len(operation.refs) for operation in found), "checkpoint")
     if purge and not out.confirm(f"delete {count} of {wanted} for good?", yes):
         raise NotFound("declined: nothing was deleted")
     total = Outcome()
-    for operation in found:
-        with locked(operation.run):
-            total.add(settling.purge(operation) if purge else settling.undo(operation))
+    with ExitStack() as locks:
+        for operation in found:
+            locks.enter_context(locked(operation.run))
+        for operation in found:
+            try:
+                total.add(settling.purge(operation) if purge else settling.undo(operation))
+            except OSError as error:
+                total.stayed.append((operation.folder, error.strerror or str(error)))
     drawing.report_settled(chosen, wanted, total.done, total.stayed, total.freed, purge)
     return 3 if total.stayed else 0

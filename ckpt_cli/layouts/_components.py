@@ -13,6 +13,7 @@ from collections.abc import Iterable, Mapping
 from ckpt_cli.checkpoint import Part, Problem, Role
 from ckpt_cli.errors import CkptError
 from ckpt_cli.layouts import Folder, missing, read_json
+from ckpt_cli.layouts._numbered import number_in
 from ckpt_cli.layouts._weights import named_parts, parts_of, weights_in
 
 PIPELINE, MODULES = "model_index.json", "modules.json"
@@ -47,9 +48,11 @@ def component_parts(folder: Folder, problems: list[Problem]) -> list[Part]:
 
 
 def folders_with_models(folder: Folder, problems: list[Problem]) -> list[Part]:
-    """The parts of a step's folders that hold a model with its configuration each."""
+    """The parts of a step's folders that hold a model with its configuration each; of none that is a step itself."""
     names = sorted(
-        name for name in folder.folders if "config.json" in (files := folder.peek(name)) and weights_in(files)
+        name
+        for name in folder.folders
+        if not number_in(name) and "config.json" in (files := folder.peek(name)) and weights_in(files)
     )
     return _of(folder, names, "model", problems)
 

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from ckpt_cli.checkpoint import Part, Problem, Role, TensorFile
-from ckpt_cli.errors import CkptError
+from ckpt_cli.errors import CkptError, counted
 from ckpt_cli.layouts import Folder, missing, without_waiting
 
 _INDEX = ".metadata"
@@ -147,7 +147,8 @@ def _lacking(folder: Folder, found: TensorFile, parts: dict[str, Part]) -> list[
     for path, length in needed.items():
         name = os.path.basename(path)
         if path in parts and parts[path].bytes < length:
-            problems.append(Problem("truncated", f"{name} lacks {length - parts[path].bytes} bytes of its data", path))
+            lost = counted(length - parts[path].bytes, "byte")
+            problems.append(Problem("truncated", f"{name} lacks {lost} of its data", path))
         elif path not in parts and name not in folder.files:
             problems.append(missing(folder, name, "a data file"))
     return problems

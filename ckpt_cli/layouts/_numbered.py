@@ -50,7 +50,7 @@ def of_folder(
         parts=tuple(parts),
         state=folder.state(parts, problems),
         problems=tuple(problems),
-        pinned=".keep" in folder.files,
+        pinned=any(name.endswith(".keep") for name in folder.files),
         linked=folder.linked,
         home=os.path.dirname(folder.path) if number else "",
     )

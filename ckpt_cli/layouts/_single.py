@@ -21,7 +21,9 @@ def one_file(
     """The checkpoint whose model is `file`; `resumable` is what it is when it is whole."""
     stem, suffix = os.path.splitext(file)
     problems: list[Problem] = []
-    names: list[tuple[str, Role]] = [(file, "model"), (f"{file}.sha256", "manifest"), (f"{stem}.keep", "other")]
+    names: list[tuple[str, Role]] = [(file, "model"), (f"{file}.sha256", "manifest")]
+    pins = [name for name in (f"{stem}.keep", f"{file}.keep") if name in folder.files]
+    names += [(name, "other") for name in pins]
     if suffix != ".safetensors":
         names.append((f"{stem}.safetensors", "export"))
     parts = [folder.part(name, role, problems) for name, role in names if name in folder.files]
@@ -40,6 +42,6 @@ def one_file(
         resumable=resumable and state == "complete",
         problems=tuple(problems),
         metrics=metrics,
-        pinned=f"{stem}.keep" in folder.files or ".keep" in folder.files,
+        pinned=bool(pins) or ".keep" in folder.files,
         linked=folder.linked,
     )

@@ -128,4 +128,4 @@ def _parts(folder: Folder, epoch: _Epoch, shards: int, last: bool, problems: lis
     parts += named_parts(folder, [f"{name}.sha256" for name in (*files, *adapters)], "manifest", problems)
     if epoch.kind != "model":
         parts += named_parts(folder, [f"{stem}.safetensors" for stem in stems], "export", problems)
-    return parts + named_parts(folder, [f"{stem}.keep" for stem in stems], "other", problems)
+    return parts + named_parts(folder, [f"{name}.keep" for name in (*stems, *files, *adapters)], "other", problems)

@@ -8,6 +8,7 @@ the best with a number.
 
 from __future__ import annotations
 
+import os
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -16,6 +17,7 @@ from ckpt_cli.checkpoint import Checkpoint, Problem, Role
 from ckpt_cli.layouts import TRAINER, Folder, missing
 from ckpt_cli.layouts._grouped import unnumbered
 from ckpt_cli.layouts._single import one_file
+from ckpt_cli.layouts._weights import named_parts
 
 NAME = "fairseq"
 PRECEDENCE = TRAINER
@@ -57,10 +59,12 @@ def _checkpoint(
     found = one_file(folder, NAME, first[0], step, None if step is None else "step" if first[3] else "epoch", True)
     problems: list[Problem] = list(found.problems)
     more = [part for match in files[1:] if (part := folder.part(match[0], "model", problems))]
+    stems = {first[1], *(os.path.splitext(match[0])[0] for match in files[1:])}
+    pins = named_parts(folder, sorted(f"{stem}.keep" for stem in stems - {found.name}), "other", problems)
     have = {int(match[6]) for match in files if match[6]}
     lost = [n for n in range(shards) if n not in have] if have else []
     problems += [missing(folder, f"{first[1]}-{first[5]}{n}.pt", "a shard") for n in lost[:8]]
-    parts = (*found.parts[:1], *more, *found.parts[1:])
+    parts = (*found.parts[:1], *more, *found.parts[1:], *pins)
     state = folder.state(parts, problems)
     twice = step is not None and numbers[bool(first[3]), step] > 1
     return found._replace(
@@ -69,5 +73,6 @@ def _checkpoint(
         state=state,
         resumable=state == "complete",
         problems=tuple(problems),
+        pinned=found.pinned or bool(pins),
         by_name=twice or step is None,
     )

@@ -46,11 +46,9 @@ def _checkpoint(folder: Folder) -> Checkpoint:
     problems: list[Problem] = []
     parts = [part for role, names in _NAMED for part in named_parts(folder, names, role, problems)]
     step = _STEP.fullmatch(folder.name)
-    up = folder.up
-    # `final` is one of the run that its steps are of.
-    final = folder.name == "final" and up is not None and any(_STEP.fullmatch(name) for name in up.folders)
     found = of_folder(folder, NAME, Number("step", int(step[1])) if step else None, parts, problems)
     found = found._replace(resumable=None if found.state == "complete" else False)
-    if final:
+    # One of the run that its steps are of, also where none of these is left.
+    if folder.name == "final":
         return found._replace(tag=folder.tag_above, by_name=True, home=os.path.dirname(folder.path))
     return found if step else found._replace(name="lit_model")

@@ -24,7 +24,7 @@ REMOVAL_ORDER: tuple[Role, ...] = ("model", "meta", "optimizer")
 # [0-9], not \d: that would take the digits of every script.
 _FILE = re.compile(
     r"(model|meta|optim)_([0-9]+)(?:_rank(0|[1-9][0-9]{0,3}))?"
-    r"(\.pt\.sha256|\.pt|\.json|\.safetensors|\.keep)"
+    r"(\.pt\.sha256|\.pt|\.json|\.safetensors|(?:\.pt|\.json|\.safetensors)?\.keep)"
 )
 _ROLES: dict[tuple[str, str], Role] = {
     ("model", ".pt"): "model",
@@ -32,7 +32,6 @@ _ROLES: dict[tuple[str, str], Role] = {
     ("optim", ".pt"): "optimizer",
     ("model", ".pt.sha256"): "manifest",
     ("model", ".safetensors"): "export",
-    ("model", ".keep"): "other",
 }
 # Numbers at the top of a meta that say how the run was set up, not how good it is.
 _NO_METRIC = frozenset({"step", "device_batch_size", "max_seq_len", "total_batch_size"})
@@ -45,6 +44,9 @@ def scan(folder: Folder) -> Iterable[Checkpoint]:
         if not match:
             continue
         kind, digits, rank, suffix = match.groups()
+        if suffix.endswith(".keep"):
+            steps.setdefault(digits, {})[name] = ("other", None)
+            continue
         role = _ROLES.get((kind, suffix))
         if role and (rank is None or role == "optimizer"):
             steps.setdefault(digits, {})[name] = (role, None if rank is None else int(rank))
@@ -119,7 +121,7 @@ def _checkpoint(
         problems=tuple(problems),
         metrics=metrics,
         ranks=Ranks(tuple(present), tuple(lost)) if present else None,
-        pinned=f"model_{digits}.keep" in files or ".keep" in folder.files,
+        pinned=".keep" in folder.files or any(name.endswith(".keep") for name in files),
         linked=folder.linked,
         by_name=by_name,
     )

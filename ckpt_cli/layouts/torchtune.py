@@ -14,7 +14,6 @@ fetched by torchtune: it is called huggingface, and nothing but that name and `r
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
@@ -26,6 +25,7 @@ from ckpt_cli.layouts import TRAINER, Folder, missing, without_waiting
 from ckpt_cli.layouts._dcp import saved_in
 from ckpt_cli.layouts._grouped import grouped
 from ckpt_cli.layouts._index import shard_names
+from ckpt_cli.layouts._numbered import Number, of_folder
 from ckpt_cli.layouts._torchtune_flat import ADAPTER_CONFIG, ADAPTERS, NAMED, flat_epochs
 from ckpt_cli.layouts._torchtune_recipe import RECIPE, STEP, UNPAIRED, keeps_resume, run_above
 from ckpt_cli.layouts._weights import named_parts
@@ -131,22 +131,8 @@ def _step(folder: Folder, unit: Literal["epoch", "step"], number: int) -> Checkp
         if run.paired is None:
             problems.append(run.recipe.unpaired())
             resumable = None
-    return Checkpoint(
-        layout=NAME,
-        source=folder.source,
-        tag=folder.tag_above,
-        step=number,
-        unit=unit,
-        name=folder.name,
-        dir=folder.path,
-        parts=tuple(parts),
-        state=state,
-        resumable=resumable if state == "complete" else False,
-        problems=tuple(problems),
-        pinned=".keep" in files,
-        linked=folder.linked,
-        home=os.path.dirname(folder.path),
-    )
+    found = of_folder(folder, NAME, Number(unit, number), parts, problems)
+    return found._replace(state=state, resumable=resumable if state == "complete" else False)
 
 
 def _may_be_anybody_s(folder: Folder, weights: Sequence[re.Match[str]]) -> bool:

@@ -11,10 +11,11 @@ from typing import Any, NamedTuple
 
 from ckpt_cli.checkpoint import Checkpoint, Goal, in_order, is_complete, pick_metric
 from ckpt_cli.discover import natural
+from ckpt_cli.errors import counted
 from ckpt_cli.plans import Plan, RunPlan
 from ckpt_cli.ui import out
 from ckpt_cli.ui.out import Cell, Column, Format
-from ckpt_cli.ui.text import count, size
+from ckpt_cli.ui.text import size
 
 _COLUMNS = (Column("REF"), Column("PLAN"), Column("SIZE", right=True), Column("METRIC"), Column("WHY"))
 _STYLES = {"keep": "green", "remove": "red", "strip": "red"}
@@ -65,15 +66,15 @@ def say(plan: Plan) -> None:
 
 def total(plan: Plan) -> str:
     there = sum(len(group.keep) + len(group.remove) + len(group.ignored) for group in plan.groups)
-    of = f"{len(plan.removed)} of {count(there, 'checkpoint')} of {count(len(plan.groups), 'run')}"
+    of = f"{len(plan.removed)} of {counted(there, 'checkpoint')} of {counted(len(plan.groups), 'run')}"
     what = f"the optimizers of {of} would go" if plan.optimizer_only else f"{of} would go"
     return f"{what}, {size(plan.freed)}"
 
 
 def question(plan: Plan, trash: bool) -> str:
     """What is asked before anything goes."""
-    runs = count(sum(bool(group.remove) for group in plan.groups), "run")
-    what = f"{count(len(plan.removed), 'checkpoint')} ({size(plan.freed)}) of {runs}"
+    runs = counted(sum(bool(group.remove) for group in plan.groups), "run")
+    what = f"{counted(len(plan.removed), 'checkpoint')} ({size(plan.freed)}) of {runs}"
     if plan.optimizer_only:
         what = f"the optimizer files of {what}, whose models stay{',' if trash else ''}"
     return f"move {what} to the trash?" if trash else f"remove {what}?"
@@ -132,7 +133,7 @@ def report_settled(
     elif chosen == "name":
         out.emit_lines(done)
     else:
-        out.say(f"{'deleted' if purged else 'put back'}: {count(len(done), 'checkpoint')}")
+        out.say(f"{'deleted' if purged else 'put back'}: {counted(len(done), 'checkpoint')}")
 
 
 def problems(stayed: Iterable[tuple[str, str]]) -> list[dict[str, str]]:
