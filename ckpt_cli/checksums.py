@@ -17,10 +17,34 @@ from ckpt_cli.tensors import RANGE, crc32, range_crc32, ranges
 Tick = Callable[[int], None]
 
 
+class Digest:
+    """sha256 of all bytes of a source, which is read once, from its beginning to its end."""
+
+    def __init__(self, source: ByteSource, tick: Tick) -> None:
+        import hashlib
+
+        self.source, self.tick = source, tick
+        self.state, self.at = hashlib.sha256(), 0
+        self.buffer = memoryview(bytearray(RANGE))
+
+    def through(self, end: int) -> int:
+        """Reads on to a place that lies ahead; the CRC32 of the bytes up to there."""
+        value = 0
+        for block in ranges(self.source, self.at, end - self.at, self.tick, self.buffer):
+            self.state.update(block)
+            value = crc32(block, value)
+        self.at = end
+        return value
+
+    def finish(self) -> str:
+        self.through(self.source.size)
+        return self.state.hexdigest()
+
+
 def read_all(
-    source: ByteSource, records: Sequence[Storage], digest: bool, lanes: int, tick: Tick
-) -> tuple[Sequence[int | CkptError | None], str | None]:
-    """The CRC32 of each record that has one written, and the sha256 of all bytes if `digest` asks for it.
+    source: ByteSource, records: Sequence[Storage], digest: Digest | None, lanes: int, tick: Tick
+) -> Sequence[int | CkptError | None]:
+    """The CRC32 of each record that has one written; where a `digest` of the whole is wanted, from the same bytes.
 
     For a record that cannot be unpacked the failure stands. `lanes` is how many threads may share the records; `tick`
     is told bytes as they are read. Raises Damaged where the source ends before a record does.
@@ -28,12 +52,12 @@ def read_all(
     wanted = [index for index, record in enumerate(records) if record.crc32 is not None]
     found: list[int | CkptError | None] = [None] * len(records)
     if digest:
-        plain = [index for index in wanted if not records[index].packed]
-        plain.sort(key=lambda index: (records[index].offset, records[index].bytes))
-        whole, rest = _digest(source, records, plain, found, tick)
-        wanted = [index for index in wanted if index in rest or records[index].packed]
-    else:
-        whole = None
+        for index in sorted(wanted, key=lambda index: (records[index].offset, records[index].bytes)):
+            record = records[index]
+            if not record.packed and record.offset >= digest.at:
+                digest.through(record.offset)
+                found[index] = digest.through(record.offset + record.bytes)
+        wanted = [index for index in wanted if found[index] is None]
 
     def lane(indexes: Iterable[int]) -> None:
         buffer = memoryview(bytearray(RANGE))
@@ -48,7 +72,7 @@ def read_all(
             list(pool.map(lane, shares))
     else:
         lane(wanted)
-    return found, whole
+    return found
 
 
 def _dealt(indexes: Sequence[int], records: Sequence[Storage], lanes: int) -> list[list[int]]:
@@ -60,35 +84,6 @@ def _dealt(indexes: Sequence[int], records: Sequence[Storage], lanes: int) -> li
         shares[min(len(shares) - 1, done * len(shares) // max(1, total))].append(index)
         done += records[index].bytes
     return [share for share in shares if share]
-
-
-def _digest(
-    source: ByteSource,
-    records: Sequence[Storage],
-    order: Sequence[int],
-    found: list[int | CkptError | None],
-    tick: Tick,
-) -> tuple[str, set[int]]:
-    """sha256 of the whole source, with the CRC32 of its records from the same bytes; those that overlap are left."""
-    import hashlib
-
-    state, buffer, at, left = hashlib.sha256(), memoryview(bytearray(RANGE)), 0, set()
-    for index in order:
-        record = records[index]
-        if record.offset < at:
-            left.add(index)
-            continue
-        for block in ranges(source, at, record.offset - at, tick, buffer):
-            state.update(block)
-        value = 0
-        for block in ranges(source, record.offset, record.bytes, tick, buffer):
-            state.update(block)
-            value = crc32(block, value)
-        found[index] = value
-        at = record.offset + record.bytes
-    for block in ranges(source, at, source.size - at, tick, buffer):
-        state.update(block)
-    return state.hexdigest(), left
 
 
 def _crc(source: ByteSource, record: Storage, buffer: memoryview, tick: Tick) -> int | CkptError:

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from shlex import quote
+from typing import Any
 
 from ckpt_cli.checkpoint import Checkpoint, Part, Piece, Role, TensorFile, TensorInfo
-from ckpt_cli.errors import CkptError, Damaged
+from ckpt_cli.errors import CkptError, Damaged, counted
 from ckpt_cli.formats import FileSource
+from ckpt_cli.formats._values import streamed
 from ckpt_cli.shapes import contiguous_stride, tiling_fault
 from ckpt_cli.tensors import read_index, read_tensors
 
@@ -21,6 +23,11 @@ from ckpt_cli.tensors import read_index, read_tensors
 _BESIDE = (".json", ".sha256", ".keep")
 # The roles that --part names; else it is the path of a file.
 PARTS: tuple[Role, ...] = ("model", "optimizer", "adapter")
+_MAY_HOLD_OPTIMIZER: tuple[Role, ...] = ("optimizer", "recipe", "model")
+# Files that are read together, and whose shard they are.
+FileSet = tuple[list[str], "int | None"]
+# A file of torch's Hugging Face writer that no rank has alone: it tells of whole tensors too where they begin.
+_WHOLE = re.compile(r"model-[0-9]{5}-of-[0-9]{5}\.safetensors")
 _DATA_FILE = re.compile(r"(__[0-9]+)_[0-9]+\.distcp")
 
 
@@ -67,6 +74,14 @@ def indexes_of(checkpoint: Checkpoint) -> list[Part]:
     return [part for part in checkpoint.having("index") if not part.path.endswith(".json")]
 
 
+def optimizer_files(checkpoint: Checkpoint) -> Iterator[tuple[Role, list[FileSet]]]:
+    """Where an optimizer may lie, in files of its own first: of each role the sets of files that are read together."""
+    for role in _MAY_HOLD_OPTIMIZER:
+        indexes = indexes_of(checkpoint) if role == "model" else []
+        sets: list[FileSet] = [([part.path], part.rank) for part in checkpoint.having(role)]
+        yield role, [([part.path for part in indexes], None)] if indexes else sets
+
+
 def read_files(paths: Sequence[str]) -> list[TensorFile]:
     """What each file holds, in order. Slices of one tensor are one chunked tensor of the first file that has one.
 
@@ -76,8 +91,8 @@ def read_files(paths: Sequence[str]) -> list[TensorFile]:
     slices: dict[str, list[TensorInfo]] = {t.name: [] for file in files for t in file.tensors if t.form == "slice"}
     if not slices:
         return files
-    if len(files) == 1:
-        note = f"{len(slices)} of its tensors are slices of tensors that continue in other files"
+    if len(files) == 1 and not _WHOLE.fullmatch(os.path.basename(paths[0])):
+        note = f"{counted(len(slices), 'tensor')} in slices, which continue in other files"
         return [files[0]._replace(notes=(*files[0].notes, note))]
     for file in files:
         for tensor in file.tensors:
@@ -100,6 +115,16 @@ def as_one(files: Sequence[TensorFile]) -> TensorFile:
         return files[0]
     values = {name: value for file in files for name, value in file.values.items()}
     return files[0]._replace(tensors=tuple(tensor for file in files for tensor in file.tensors), values=values)
+
+
+def values_of(files: Sequence[TensorFile]) -> Mapping[str, Any]:
+    """Everything that is no tensor, by name; of several files with the file's name before it.
+
+    A list of very many plain values may be an iterator over them.
+    """
+    if len(files) == 1:
+        return streamed(files[0].values)
+    return {f"{os.path.basename(file.path)}:{name}": value for file in files for name, value in file.values.items()}
 
 
 def _join(name: str, slices: Sequence[TensorInfo], path: str) -> TensorInfo:

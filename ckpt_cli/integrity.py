@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Literal, NamedTuple
 
 from ckpt_cli.checkpoint import Problem, Storage, TensorFile
-from ckpt_cli.checksums import Tick, is_zero, read_all
-from ckpt_cli.errors import CkptError, Damaged, Interrupted
-from ckpt_cli.formats import ByteSource, FileSource, Format, Window
+from ckpt_cli.checksums import Digest, Tick, is_zero, read_all
+from ckpt_cli.errors import CkptError, Damaged, Interrupted, counted
+from ckpt_cli.formats import ByteSource, FileSource, Window
 from ckpt_cli.layouts import MAX_JSON_BYTES, read_json
 from ckpt_cli.tensors import about, recognise
 
 Kind = Literal["tensors", "any", "json", "plain"]
+# Archives of one file that are looked at together: enough for several threads.
+_BATCH = 1000
 # What a reader calls a failure that it knows no more exact word for.
 _CODES = {"unusable": "bad-structure", "damaged": "bad-structure"}
 # The dtype and shape of a tensor.
@@ -80,26 +82,16 @@ def slices_of(path: str) -> dict[str, list[Slice]]:
     placed: dict[str, list[Slice]] = {}
     try:
         with FileSource(path) as source:
-            form = recognise(source)
-            found = list(form.records(source))
-            held = _described(form, source)
-            for record in found:
+            for record, holds in getattr(recognise(source), "placed", _nothing)(source):
                 if record.file != path and not record.packed:
-                    holds = held.get((record.file, record.offset))
                     placed.setdefault(record.file, []).append(Slice(record.name, record.offset, record.bytes, holds))
     except CkptError:
         return {}  # said when the index itself is looked at
     return placed
 
 
-def _described(form: Format, source: ByteSource) -> dict[tuple[str, int], Held]:
-    """Each tensor that an index places in an archive of its own, by file and where in it."""
-    try:
-        tensors = getattr(form, "index", form.read)(source).tensors
-    except CkptError:
-        return {}  # said when the index itself is looked at
-    pieces = (piece for tensor in tensors for _, piece in tensor.pieces if piece.form == "archived")
-    return {(p.storage.file, p.storage.offset): (p.dtype, p.shape) for p in pieces if p.storage}
+def _nothing(_: ByteSource) -> Iterable[tuple[Storage, Held | None]]:
+    return ()
 
 
 def check_file(job: Job, tick: Tick = lambda count: None) -> Checked:
@@ -111,8 +103,8 @@ def check_file(job: Job, tick: Tick = lambda count: None) -> Checked:
             if job.kind == "json" and not source.size:
                 raise Damaged(f"{os.path.basename(job.path)} is empty", kind="empty-file")
             value = read_json(job.path) if job.kind == "json" else None
-            _, digest = read_all(source, (), job.digest, job.lanes, tick)
-            return Checked(job.path, sha256=digest, value=value)
+            digest = Digest(source, tick) if job.digest else None
+            return Checked(job.path, sha256=digest.finish() if digest else None, value=value)
     except Interrupted:
         raise
     except CkptError as error:
@@ -129,55 +121,108 @@ def problem_of(error: CkptError, path: str, fallback: str | None = None) -> Prob
 
 def _check_tensors(source: FileSource, job: Job, tick: Tick) -> Checked:
     """A file of tensors, or the archives that an index places in it: every checksum, then what its reader says."""
-    windows = list(_windows(source, job.slices)) if job.slices else [(None, source, None)]
-    problems: list[Problem] = []
-    records: list[Storage] = []
-    elsewhere = False
-    for within, window, _ in windows:
-        try:
-            base = window.start if isinstance(window, Window) else 0
-            found = list(recognise(window).records(window))
-            elsewhere = elsewhere or any(record.file != job.path for record in found)
-            records += [
-                record._replace(name=_within(within, record.name) or "", offset=base + record.offset)
-                for record in found
-                if record.file == job.path
-            ]
-        except CkptError as error:
-            problems.append(problem_of(error, job.path)._replace(record=_within(within, error.record)))
-    crcs, digest = read_all(source, records, job.digest, job.lanes, tick)
-    checked = any(record.crc32 is not None for record in records)
-    for record, value in zip(records, crcs):
-        if isinstance(value, CkptError):
-            problems.append(Problem("cannot-unpack", value.message, job.path, record.name))
-        elif record.crc32 is not None and value != record.crc32:
-            detail = f"{job.path}: record {record.name} is damaged: its CRC32 does not fit"
-            problems.append(Problem("crc-mismatch", detail, job.path, record.name))
-    skipped = [record for record in records if checked and record.crc32 is None and is_zero(source, record, tick)]
-    for record in skipped:
-        detail = f"{job.path}: record {record.name} was never filled: {record.bytes} zeros without a CRC32"
-        problems.append(Problem("skipped-data", detail, job.path, record.name))
+    digest = Digest(source, tick) if job.digest else None
+    # What is wrong around the bytes, with the bytes, and with what they describe.
+    around: list[Problem] = []
+    within: list[Problem] = []
+    described: list[Problem] = []
+    said: set[tuple[str, str | None]] = set()
+
+    def say(where: list[Problem], problem: Problem) -> None:
+        where.append(problem)
+        said.add((problem.code, problem.record))
+
+    bare: list[Storage] = []
+    checked = False
     shapes = None
-    for within, window, holds in windows:
-        try:
-            form = recognise(window)
-            if elsewhere:  # an index: the bytes themselves are looked at where they lie
-                form.check(window)
+    for archives in _batches(source, job.slices):
+        records: list[Storage] = []
+        for archive in archives:
+            try:
+                records += _records(archive)
+            except CkptError as error:
+                say(around, _problem(error, job.path, archive.name))
+        bare += [record for record in records if record.crc32 is None]
+        checked = checked or any(record.crc32 is not None for record in records)
+        for record, value in zip(records, read_all(source, records, digest, job.lanes, tick)):
+            if isinstance(value, CkptError):
+                say(within, Problem("cannot-unpack", value.message, job.path, record.name))
+            elif record.crc32 is not None and value != record.crc32:
+                detail = f"{job.path}: record {record.name} is damaged: its CRC32 does not fit"
+                say(within, Problem("crc-mismatch", detail, job.path, record.name))
+        for archive in archives:
+            try:
+                file = _read(archive)
+            except CkptError as error:
+                # What the pass over the bytes has found already is not said twice.
+                problem = _problem(error, error.path or job.path, archive.name)
+                if (problem.code, problem.record) not in said:
+                    say(described, problem)
                 continue
-            file = form.read(window)
-        except CkptError as error:
-            # What the pass over the bytes has found already is not said twice.
-            problem = problem_of(error, error.path or job.path)._replace(record=_within(within, error.record))
-            if all((p.code, p.record) != (problem.code, problem.record) for p in problems):
-                problems.append(problem)
-            continue
-        if holds and [(tensor.dtype, tensor.shape) for tensor in file.tensors] != [holds]:
-            detail = f"{job.path}: the bytes of tensor {within!a} are not the tensor that its index describes"
-            problems.append(Problem("index-mismatch", detail, job.path, within))
-        problems += [Problem("oddity", f"{job.path}: {note}", job.path, within) for note in file.notes]
-        shapes = None if job.slices else _shapes(file)
-    covered = checked and all(record.crc32 is not None or not record.bytes for record in records)
-    return Checked(job.path, tuple(problems), covered and not problems, digest, shapes)
+            if file is None:
+                continue
+            if archive.holds and [(tensor.dtype, tensor.shape) for tensor in file.tensors] != [archive.holds]:
+                detail = f"{job.path}: the bytes of tensor {archive.name!a} are not the tensor that its index describes"
+                say(described, Problem("index-mismatch", detail, job.path, archive.name))
+            described += [Problem("oddity", f"{job.path}: {note}", job.path, archive.name) for note in file.notes]
+            shapes = None if job.slices else _shapes(file)
+    for record in bare if checked else ():
+        if is_zero(source, record, tick):
+            zeros = counted(record.bytes, "zero")
+            detail = f"{job.path}: record {record.name} was never filled: {zeros} without a CRC32"
+            within.append(Problem("skipped-data", detail, job.path, record.name))
+    problems = (*around, *within, *described)
+    covered = checked and not problems and not any(record.bytes for record in bare)
+    return Checked(job.path, problems, covered, digest.finish() if digest else None, shapes)
+
+
+class _Archive(NamedTuple):
+    """A file of tensors, or one within a file: where it begins there, and what its index says that it holds."""
+
+    name: str | None
+    source: ByteSource
+    start: int = 0
+    holds: Held | None = None
+
+
+def _batches(source: ByteSource, slices: Sequence[Slice]) -> Iterator[list[_Archive]]:
+    """The archives of a file, some at a time: there may be as many as a model has tensors, each with its records.
+
+    Raises Damaged, before the first, where the file ends within one.
+    """
+    if not slices:
+        yield [_Archive(None, source)]
+    for piece in slices:
+        Window(source, piece.offset, piece.bytes)
+    for first in range(0, len(slices), _BATCH):
+        yield [
+            _Archive(piece.name, Window(source, piece.offset, piece.bytes), piece.offset, piece.holds)
+            for piece in slices[first : first + _BATCH]
+        ]
+
+
+def _records(archive: _Archive) -> list[Storage]:
+    """Its records by their place in the file, the archive's name before theirs; none of an index."""
+    form = recognise(archive.source)
+    if hasattr(form, "placed"):
+        return []
+    return [
+        record._replace(name=_within(archive.name, record.name) or "", offset=archive.start + record.offset)
+        for record in form.records(archive.source)
+    ]
+
+
+def _read(archive: _Archive) -> TensorFile | None:
+    """What it holds; None of an index that is sound, for the bytes themselves are looked at where they lie."""
+    form = recognise(archive.source)
+    if not hasattr(form, "placed"):
+        return form.read(archive.source)
+    form.check(archive.source)
+    return None
+
+
+def _problem(error: CkptError, path: str, archive: str | None) -> Problem:
+    return problem_of(error, path)._replace(record=_within(archive, error.record))
 
 
 def _holds_tensors(source: ByteSource) -> bool:
@@ -189,11 +234,6 @@ def _holds_tensors(source: ByteSource) -> bool:
             raise
         return False
     return True
-
-
-def _windows(source: ByteSource, slices: Iterable[Slice]) -> Iterator[tuple[str | None, ByteSource, Held | None]]:
-    for name, offset, length, holds in slices:
-        yield name, Window(source, offset, length), holds
 
 
 def _within(archive: str | None, record: str | None) -> str | None:

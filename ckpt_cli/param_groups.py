@@ -8,6 +8,9 @@ parameter name. Only names are looked at; nothing of a tensor is read.
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import chain
+from sys import intern
 from typing import Any, NamedTuple
 
 from ckpt_cli.checkpoint import TensorFile, referred
@@ -18,7 +21,6 @@ _TELLING = ("exp_avg", "exp_avg_sq", "momentum_buffer")
 _MOST = 16
 # Characters and dots of names: no trainer's are as long, and each dot may be where a parameter's name ends.
 _LONGEST, _MOST_DOTS = 10_000, 100
-_Pairs = list[tuple[str, Any]]
 
 
 class Draft(NamedTuple):
@@ -34,45 +36,59 @@ class Draft(NamedTuple):
     entries: dict[str, dict[str, list[Any]]]
 
 
+class _Optimizer(NamedTuple):
+    """The groups of one optimizer by key, whose each parameter is, and the states that no group names."""
+
+    drafts: dict[str, Draft]
+    owners: dict[str, Draft]
+    loose: Draft
+
+
 def groups_of(file: TensorFile) -> list[Draft]:
     """The groups of every optimizer in a file, with the tensors of their states; nothing of these is read."""
-    found = _found(file)
-    return _join_single([draft for prefix in found for draft in _drafts(prefix, *found[prefix])])
-
-
-def _found(file: TensorFile) -> dict[str, tuple[_Pairs, _Pairs]]:
-    """By the place of each optimizer: (name, value) of what lies below `param_groups`, and below `state`."""
-    # Values first: every group has some, so groups are met in their order; few have tensors.
-    pairs: _Pairs = [*file.values.items(), *((tensor.name, tensor) for tensor in file.tensors)]
-    found: dict[str, tuple[_Pairs, _Pairs]] = {}
-    rest: _Pairs = []
-    for name, value in pairs:
-        if len(name) > _LONGEST:
-            continue
-        at = f".{name}.".find(".param_groups.") if "param_groups" in name else -1
-        if at < 0:
-            rest.append((name, value))
-        else:
-            below = name[at + len("param_groups.") :]
-            found.setdefault(name[: max(at - 1, 0)], ([], []))[0].append((below, _same(value, file.values)))
+    found = {prefix: _described(prefix, pairs) for prefix, pairs in _groups(file).items()}
     stateful = set()
-    for name, value in rest:
-        at = f".{name}.".find(".state.")
+    for name, value in _pairs(file):
+        at = f".{name}.".find(".state.") if _place(name) < 0 else -1
         while at >= 0:
             prefix = name[: max(at - 1, 0)]
             below = name[at + len("state.") :]
             if not found and below.rpartition(".")[2] in _TELLING:
-                found[prefix] = ([], [])
+                found[prefix] = _described(prefix, [])
             if prefix in found:
                 stateful.add(prefix)
                 if below:
-                    found[prefix][1].append((below, value))
+                    _put(found[prefix], below, value)
                 break
             at = f".{name}.".find(".state.", at + 1)
-    return {prefix: parts for prefix, parts in found.items() if prefix in stateful}
+    return _join_single([draft for prefix in found if prefix in stateful for draft in _drafts(found[prefix])])
 
 
-def _same(value: Any, values: dict[str, Any]) -> Any:
+def _pairs(file: TensorFile) -> Iterator[tuple[str, Any]]:
+    """All names and what stands there. Values first: every group has some, so groups are met in their order; few have
+    tensors."""
+    for pair in chain(file.values.items(), ((tensor.name, tensor) for tensor in file.tensors)):
+        if len(pair[0]) <= _LONGEST:
+            yield pair
+
+
+def _place(name: str) -> int:
+    """Where in a name `param_groups` stands, less than 0 where it does not."""
+    return f".{name}.".find(".param_groups.") if "param_groups" in name else -1
+
+
+def _groups(file: TensorFile) -> dict[str, list[tuple[str, Any]]]:
+    """By the place of each optimizer: (name, value) of what lies below its `param_groups`."""
+    found: dict[str, list[tuple[str, Any]]] = {}
+    for name, value in _pairs(file):
+        at = _place(name)
+        if at >= 0:
+            below = name[at + len("param_groups.") :]
+            found.setdefault(name[: max(at - 1, 0)], []).append((below, _same(value, file.values)))
+    return found
+
+
+def _same(value: Any, values: Mapping[str, Any]) -> Any:
     """A short list that several groups share is told once: here it is again."""
     name = referred(value)
     if name is None:
@@ -81,8 +97,8 @@ def _same(value: Any, values: dict[str, Any]) -> Any:
     return items if 0 < len(items) <= _MOST else value
 
 
-def _drafts(prefix: str, groups: _Pairs, states: _Pairs) -> list[Draft]:
-    """The groups of one optimizer with their states, and, last, the states that no group names."""
+def _described(prefix: str, groups: Iterable[tuple[str, Any]]) -> _Optimizer:
+    """The groups of one optimizer, as yet without their states."""
     drafts: dict[str, Draft] = {}
     for name, value in groups:
         key, _, rest = name.partition(".")
@@ -102,14 +118,23 @@ def _drafts(prefix: str, groups: _Pairs, states: _Pairs) -> list[Draft]:
         else:
             draft.hyperparameters[option] = value
     owners = {param: draft for draft in drafts.values() for param in draft.params}
-    loose = Draft(prefix, None, {}, [], {})
-    for name, value in states:
-        param, state = _split(name, owners)
-        entry = owners.get(param, loose).entries.setdefault(param, {})
-        if state:
-            entry.setdefault(state, []).append(value)
-    named = list(drafts.values())
-    if groups and not all(key.isdecimal() for key in drafts):
+    return _Optimizer(drafts, owners, Draft(prefix, None, {}, [], {}))
+
+
+def _put(optimizer: _Optimizer, name: str, value: Any) -> None:
+    """Adds what lies below an optimizer's `state`."""
+    param, state = _split(name, optimizer.owners)
+    entry = optimizer.owners.get(param, optimizer.loose).entries.setdefault(param, {})
+    if state in entry:
+        entry[state].append(value)
+    elif state:
+        entry[intern(state)] = [value]
+
+
+def _drafts(optimizer: _Optimizer) -> list[Draft]:
+    """The groups with their states, and, last, the states that no group names."""
+    named, loose = list(optimizer.drafts.values()), optimizer.loose
+    if not all(key.isdecimal() for key in optimizer.drafts):
         named = _join(named)
     return [*named, loose._replace(params=list(loose.entries))] if loose.entries else named
 

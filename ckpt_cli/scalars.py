@@ -7,12 +7,13 @@ import struct
 
 from ckpt_cli.checkpoint import TensorInfo
 from ckpt_cli.formats import Files
-from ckpt_cli.tensors import checked_blocks, readable
+from ckpt_cli.tensors import checked_blocks, crc32, readable
 
 _FORMS = {
     "float64": "<d", "float32": "<f", "float16": "<e", "int64": "<q", "int32": "<i", "int16": "<h", "int8": "<b",
     "uint64": "<Q", "uint32": "<I", "uint16": "<H", "uint8": "<B", "bool": "<?",
 }  # fmt: skip
+_SMALL = 64
 
 
 class Numbers:
@@ -40,6 +41,17 @@ class Numbers:
         form = "<f" if tensor.dtype == "bfloat16" else _FORMS.get(tensor.dtype)
         if form is None:
             return None
-        data = b"".join(checked_blocks(self.files, tensor, self.checked))
+        data = self._small(tensor) or b"".join(checked_blocks(self.files, tensor, self.checked))
         number: int | float | bool = struct.unpack(form, b"\0\0" + data if tensor.dtype == "bfloat16" else data)[0]
         return number
+
+    def _small(self, tensor: TensorInfo) -> bytes | None:
+        """The tensor's bytes, read with all of its storage, where that is small and as it was written: an optimizer
+        has hundreds of thousands of such."""
+        place = tensor.storage
+        if place is None or place.packed or place.bytes > _SMALL or tensor.form != "strided" or tensor.swapped:
+            return None
+        data = self.files.at(place.file).read_at(place.offset, place.bytes)
+        if tensor.signs or place.crc32 not in (None, crc32(data)):
+            return None
+        return data[tensor.offset * tensor.itemsize :][: tensor.itemsize]

@@ -31,14 +31,18 @@ _ALONE = Sharing()
 
 def sharing(tensors: Sequence[TensorInfo]) -> list[Sharing]:
     """What each tensor shares with the others, in their order. Empty tensors share nothing."""
-    users: dict[tuple[str, str], list[int]] = {}
+    # By file and name of a storage its first user; by the first of several all of them, which few have.
+    first: dict[str, dict[str, int]] = {}
+    users: dict[int, list[int]] = {}
     for index, tensor in enumerate(tensors):
-        if tensor.storage and 0 not in tensor.shape:
-            users.setdefault((tensor.storage.file, tensor.storage.name), []).append(index)
+        storage = tensor.storage
+        if storage and 0 not in tensor.shape:
+            one = first.setdefault(storage.file, {}).setdefault(storage.name, index)
+            if one != index:
+                users.setdefault(one, [one]).append(index)
     found = [_ALONE] * len(tensors)
     for group in users.values():
-        if len(group) > 1:
-            _relate(tensors, group, found)
+        _relate(tensors, group, found)
     return found
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from ckpt_cli.checkpoint import Storage, TensorFile, TensorInfo
-from ckpt_cli.errors import CkptError, Damaged
+from ckpt_cli.errors import CkptError, Damaged, counted
 from ckpt_cli.formats import ByteSource, Files, FileSource, Format, Window, formats
 from ckpt_cli.inflate import Inflated
 from ckpt_cli.pieces import joined
@@ -61,7 +61,12 @@ def recognise(source: ByteSource) -> Format:
             f"{source.path} is a tar archive: torch before 0.2 wrote such files, which are not read",
             kind="not-a-checkpoint",
         )
-    raise CkptError(f"{source.path} is not a checkpoint in any known format", kind="not-a-checkpoint")
+    from ckpt_cli.formats._bare import is_pickle
+
+    what = (
+        "a Python pickle, but none of torch" if is_pickle(source, MAX_INDEX) else "not a checkpoint in any known format"
+    )
+    raise CkptError(f"{source.path} is {what}", kind="not-a-checkpoint")
 
 
 def read_tensors(path: str) -> TensorFile:
@@ -142,7 +147,7 @@ def readable(tensor: TensorInfo) -> str | None:
 def _repeated(tensor: TensorInfo, there: int) -> str | None:
     if tensor.bytes <= _MAX_EXPANSION * max(there, 1 << 20):
         return None
-    return f"it repeats {there} bytes to {tensor.bytes}"
+    return f"it repeats {counted(there, 'byte')} to {tensor.bytes}"
 
 
 def blocks(files: Files, tensor: TensorInfo) -> Iterator[memoryview]:

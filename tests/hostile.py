@@ -154,7 +154,8 @@ def _names_that_run() -> Rows:
     yield "g_no_utf8", torch_file(b"c\xff\xfe\nx\n"), "a module's name that is no text", "refused"
     yield "g_number", torch_file(b"K\1K\2\x93", protocol=4), "a name that is a number", "refused"
     yield "g_endless", torch_file(name("a", "a." * 100_000 + "b")), "a name of 200,000 characters", "refused"
-    yield "inst_op", torch_file(b"(" + text("1") + b"ios\nsystem\n"), "INST opcode", "refused"
+    yield "inst_op", torch_file(b"(" + text("1") + b"ios\nsystem\n"), "INST opcode", "runs-code"
+    yield "inst_harmless", torch_file(b"(" + text("1") + b"iargparse\nNamespace\n"), "INST opcode", "refused"
     yield "obj_harmless", torch_file(b"(" + name("argparse", "Namespace") + b"o"), "OBJ opcode", "refused"
     yield "extension", torch_file(b"\x82\1"), "extension registry", "refused"
     yield "extension4", torch_file(b"\x84\1\0\0\0"), "extension registry", "refused"
@@ -339,7 +340,6 @@ def _costly() -> Rows:
         "encode_again": text("x" * 500_000) + b"q\0" + name("_codecs", "encode") + b"q\1(" + b"h\1h\0\x85R" * 20_000 + b"t",
         "complex_again": text("1" * 500_000) + b"q\0" + name("builtins", "complex") + b"q\1(" + b"h\1h\0\x85R0" * 20_000 + b"t",
         "device_again": text("x" * 500_000) + b"q\0" + name("torch", "device") + b"q\1(" + b"h\1h\0K\1\x86R" * 20_000 + b"t",
-        "bytearray_again": b"B" + struct.pack("<L", 500_000) + b"x" * 500_000 + b"q\0" + name("builtins", "bytearray") + b"q\1(" + b"h\1h\0\x85R" * 20_000 + b"t",
         "key_text": wide_key + b"}(" + b"".join(b"h\2" + number(n) + b"\x86N" for n in range(5_000)) + b"u",
         "name_again": name("a", "b" * 990) + put(1) + b"0](" + b"h\1" * 400_000 + b"e",
         "names_of_parts": text("a." * 480 + "a") + put(1) + b"0](" + b"".join(b"h\1" + text(str(n)) + b"\x93" for n in range(50_000)) + b"e",
@@ -351,7 +351,7 @@ def _costly() -> Rows:
         "dims_again": b"(" + b"K\1" * 64 + b"tq\2" + b"0(" + number(2**40) * 64 + b"tq\3" + b"0" + storage() + b"q\4" + b"0" + name("torch._utils", "_rebuild_tensor_v2") + b"q\5" + b"0](" + b"h\5(h\4K\0h\2h\3\x89NtR" * 60_000 + b"e",
         "marks_million": b"(" * 1_000_000, "sets_million": b"](" + b"\x8f" * 1_000_000 + b"e", "dicts_million": b"](" + b"}" * 1_000_000 + b"e",
         "lists_million": b"(" * 450_000 + b"l" * 450_000, "frozen": b"](" + b"(\x91" * 480_000 + b"e", "dicts_of_one": b"](" + b"}NNs" * 240_000 + b"e",
-        "tuples_million": b"](" + b"N\x85" * 480_000 + b"e", "objects_many": name("a", "b") + put(1) + b"0](" + b"h\1)R" * 240_000 + b"e",
+        "objects_many": name("a", "b") + put(1) + b"0](" + b"h\1)R" * 240_000 + b"e",
         "calls_nested": name("a", "b") + put(1) + b"h\1" * 200_000 + b")R" + b"\x85R" * 199_999,
         "list_in_itself": b"]q\1(" + b"N" * 1000 + b"e" + (b"(" + b"h\1" * 100 + b"e") * 4_000,
         "calls_to_order": od + put(1) + b"0](" + b"h\1)R" * 240_000 + b"e",
@@ -374,13 +374,15 @@ def _costly() -> Rows:
         "objects": name("a", "b") + put(1) + b"0](" + b"h\1)R" * 60_000 + b"e", "stack": b"N" * 400_000,
         "long_numbers": b"](" + (b"\x8b" + struct.pack("<L", 1000) + b"\x7f" * 1000) * 900 + b"e",
         "tuples_as_keys": b"}(" + b"".join(b"M" + struct.pack("<H", n & 0xFFFF) + b"K" + bytes([n >> 16]) + b"\x86N" for n in range(80_000)) + b"u", "small_numbers": b"](" + b"K\1" * 300_000 + b"e",
+        "bytearray_again": b"B" + struct.pack("<L", 500_000) + b"x" * 500_000 + b"q\0" + name("builtins", "bytearray") + b"q\1(" + b"h\1h\0\x85R" * 20_000 + b"t",
+        "tuples_million": b"](" + b"N\x85" * 480_000 + b"e",
         "nones_million": b"](" + b"N" * 1_000_000 + b"e", "dup": b"](N" + b"2" * 1_000_000 + b"e",
         "letters": b"](" + b"".join(b"\x8c\2" + chr(0x391 + n % 50).encode() for n in range(250_000)) + b"e",
         "many_tensors": shared + b"](" + b"h\1" * 25_000 + b"e", "names": b"](" + b"".join(name("m", f"c{n}") for n in range(5_000)) + b"e",
     }  # fmt: skip
     for label, stream in reads.items():
         yield label, torch_file(stream, protocol=4), "large, and in proportion to its size", "reads"
-    for label in ("tuples_million", "tied_to_long", "large_dicts"):
+    for label in ("objects_many", "tied_to_long", "large_dicts"):
         yield f"{label}_legacy", legacy_file(refused[label]), "the same without a zip archive", "refused"
     for label in ("tuples_as_keys", "nones_million", "dup"):
         stacked = legacy_file(reads[label], keys=list_of(), storages=b"")
@@ -504,7 +506,7 @@ def _zips() -> Rows:
         "dup_by_case",
         zip_file([*sound, Entry(b"archive/DATA.PKL", pickled(b"N"))]),
         "two entries that differ in case",
-        "reads",
+        "refused",
     )
     yield "dup_of_storage", zip_file([*sound, Entry(sound[2].name, bytes(64))]), "two storages of one name", "refused"
     yield (
@@ -649,7 +651,7 @@ def _failing_disk() -> Rows:
         "refused",
     )
     yield "bare_pickle", pickled(SOUND), "a pickle without an archive", "refused"
-    yield "bare_exec", pickled(call(name("os", "system"), text("x"))), "a bare pickle that runs code", "refused"
+    yield "bare_exec", pickled(call(name("os", "system"), text("x"))), "a bare pickle that runs code", "runs-code"
 
 
 def _legacy() -> Rows:
@@ -780,6 +782,7 @@ def _safetensors() -> Rows:
         "same_name_10k": ("{" + ",".join([f'"a":{{{place}}}'] * 10_000) + "}", byte, "reads"), "metadata_10k": ({"__metadata__": {str(n): "v" for n in range(10_000)}}, b"", "reads"), "empty_tensors_20k": ({f"e{n}": slot(shape=[0], end=0) for n in range(20_000)}, b"", "reads"),
         "reversed_10k": ({f"w{n}": slot(begin=9_999 - n, end=10_000 - n) for n in range(10_000)}, bytes(10_000), "reads"), "key_in_names": ({"__metadata__x": slot()}, byte, "reads"), "lost_in_metadata": ('{"__metadata__":{"a":1,"a":"x"}}', b"", "any"),
         "blanks_4mb": (" " * 4_000_000 + json.dumps(one), byte, "reads"), "same_name_4mb": ("{" + ",".join([f'"a":{{{place}}}'] * 80_000) + "}", byte, "reads"),
+        "immense_same_name": ("{" + ",".join([f'"a":{{{place}}}'] * 150_000) + "}", byte, "refused"),
         "deep_4mb": ('{"a":' + "[" * 4_000_000, byte, "refused"), "keys_of_nothing": ("{" + ",".join(f'"{n}":0' for n in range(400_000)) + "}", byte, "refused"),
         "open_text_4mb": ('{"' + "k" * 4_000_000, byte, "refused"),
     }  # fmt: skip
@@ -938,7 +941,7 @@ def verdict(path: str) -> tuple[str, str]:
         return "damaged", error.message
     except CkptError as error:
         return "refused", error.message
-    json.dumps(file.values)
+    json.dumps(dict(file.values))
     return "reads", ""
 
 

@@ -25,13 +25,14 @@ from safetensors.torch import save_file
 
 from ckpt_cli import inflate, manifest
 from ckpt_cli.checkpoint import Storage, TensorFile, TensorInfo
-from ckpt_cli.comparable import flat, tensors_of
+from ckpt_cli.comparable import tensors_of
 from ckpt_cli.discover import discover
 from ckpt_cli.errors import CkptError, Damaged
 from ckpt_cli.formats import Files, FileSource, _inert, _pickle
 from ckpt_cli.formats._stream import whole
 from ckpt_cli.layouts import read_json
 from ckpt_cli.layouts._weights import weights_in
+from ckpt_cli.leaves import flat
 from ckpt_cli.optimizer import optimizer_state
 from ckpt_cli.settings import NOTHING, load
 from ckpt_cli.shapes import contiguous_stride, tiling_fault

@@ -12,17 +12,21 @@ import shutil
 import subprocess
 import sys
 import time
+import tracemalloc
 import warnings
 from collections import OrderedDict
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import save_file
+from torch.distributed.checkpoint.default_planner import DefaultSavePlanner
 from torch.distributed.checkpoint.filesystem import FileSystemWriter, _StorageInfo
 from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
+from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageWriter
 from torch.distributed.checkpoint.metadata import (
     BytesStorageMetadata,
     ChunkStorageMetadata,
@@ -31,13 +35,14 @@ from torch.distributed.checkpoint.metadata import (
     TensorProperties,
     TensorStorageMetadata,
 )
-from torch.distributed.checkpoint.state_dict_saver import save
+from torch.distributed.checkpoint.state_dict_saver import async_save, save
 
 from ckpt_cli import contents
 from ckpt_cli.checkpoint import TensorFile
 from ckpt_cli.discover import discover
 from ckpt_cli.errors import CkptError, Damaged
 from ckpt_cli.formats import FileSource, dcp
+from ckpt_cli.integrity import Job, check_file, slices_of
 from ckpt_cli.layouts import layout_named
 from ckpt_cli.shapes import tiling_fault
 from ckpt_cli.tensors import read_index, read_tensors
@@ -198,6 +203,64 @@ def test_converted(call: Run, ranks: Path, tmp_path: Path) -> None:
     assert call("convert", ranks / "dcp").code == 2
 
 
+def test_what_one_process_leaves_for_the_hub_is_whole(tmp_path: Path, call: Run) -> None:
+    """torch's Hugging Face writer says of whole tensors too where they begin; one rank's shard may be a part."""
+    state = {"a": torch.randn(4, 3), "b": torch.arange(5.0).bfloat16()}
+    for distributed, form in ((False, "chunked"), (True, "slice")):
+        folder = tmp_path / form
+        writer = HuggingFaceStorageWriter(str(folder), save_distributed=distributed)
+        quietly(partial(save, dict(state), storage_writer=writer, no_dist=True))
+        done = call("inspect", "tensors", folder, "--hash", "--json")
+        assert done.code == 0, done.err
+        assert {tensor["form"] for tensor in done.json["tensors"]} == {form}
+        assert (digests(done.json) == oracle(state)) is not distributed
+        assert ("continue in other files" in done.err) is distributed
+
+
+SAVES: dict[str, dict[str, Any]] = {
+    "threads": {"thread_count": 3, "sync_files": False},
+    "a file a value": {"thread_count": 2, "single_file_per_rank": False},
+    "nested as they are": {"flatten_state_dict": False},
+    "planned before": {"dedup_save_to_lowest_rank": True, "enable_plan_caching": True},
+}
+
+
+@pytest.mark.parametrize("kind", [*SAVES, "in the background"])
+def test_every_dtype_and_view(tmp_path: Path, call: Run, kind: str) -> None:
+    """However it is saved: what torch loads is what is listed, and every byte is verified."""
+    bits = torch.randint(0, 256, (6, 5), dtype=torch.uint8)
+    state: dict[str, Any] = {
+        "e4": bits.view(torch.float8_e4m3fn), "e5": bits.view(torch.float8_e5m2), "e8": bits.view(torch.float8_e8m0fnu),
+        "c32": torch.zeros(2, 3, dtype=torch.complex32), "c128": torch.randn(2, dtype=torch.complex128),
+        "u16": torch.arange(5, dtype=torch.int32).to(torch.uint16), "i8": torch.arange(-3, 3, dtype=torch.int8),
+        "turned": torch.arange(24).reshape(2, 3, 4).permute(2, 0, 1), "cut": torch.ones(9, 11)[2:7, ::3],
+        "repeated": torch.ones(1).expand(5, 4), "conjugated": torch.randn(3, dtype=torch.complex64).conj(),
+        "flags": torch.tensor([[True, False]]), "scalar": torch.tensor(3.5), "none": torch.empty(2, 0, 4),
+        "parameter": torch.nn.Parameter(torch.randn(3)), "last": torch.randn(2, 3, 4, 5).permute(0, 2, 3, 1),
+        "raw": b"\x00\xffabc", "size": torch.Size([1, 2]), "pair": (1, 2.5, None),
+    }  # fmt: skip
+    if kind != "nested as they are":
+        state |= {
+            "list": [torch.ones(2), {"a": [1, torch.arange(4)]}, "text"],
+            "nested": {"a.b": {"c": torch.zeros(3)}},
+        }
+    path = tmp_path / "run"
+    if kind == "in the background":
+        quietly(lambda: async_save(state, checkpoint_id=path, no_dist=True).result())  # type: ignore[union-attr]
+    else:
+        options = SAVES[kind]
+        planned = {key: value for key, value in options.items() if "_file" not in key and "thread" not in key}
+        writer = FileSystemWriter(path, **{key: value for key, value in options.items() if key not in planned})
+        planner = DefaultSavePlanner(**planned)
+        quietly(lambda: save(state, storage_writer=writer, planner=planner, no_dist=True))
+    done = call("inspect", "tensors", path, "--hash", "--json")
+    assert done.code == 0, done.err
+    assert digests(done.json) == oracle(loaded(path, tmp_path))
+    assert len(done.json["tensors"]) == (16 if kind == "nested as they are" else 19)
+    assert (done.json["values"]["raw"], done.json["values"]["size"]) == ("<5 bytes 00ff616263>", [1, 2])
+    assert call("verify", path, "--json").json["ok"]
+
+
 def test_the_index_alone_opens_no_data_file(single: Path, tmp_path: Path) -> None:
     shutil.copy(single / ".metadata", tmp_path / ".metadata")
     file = read_index(str(tmp_path / ".metadata"))
@@ -327,7 +390,7 @@ def test_a_cut_data_file(call: Run, folder: Path) -> None:
     os.truncate(path, path.stat().st_size - 1)
     with (
         FileSource(str(folder / ".metadata")) as source,
-        pytest.raises(Damaged, match="1 bytes of its data are missing"),
+        pytest.raises(Damaged, match="it lacks 1 byte of its data"),
     ):
         dcp.check(source)
     os.truncate(path, 100)
@@ -341,6 +404,27 @@ def test_a_cut_index(folder: Path) -> None:
         path.write_bytes(data[:length])
         with pytest.raises(CkptError):
             read_tensors(str(path))
+
+
+@pytest.mark.parametrize("sound", [True, False])
+def test_archives_some_at_a_time(folder: Path, monkeypatch: pytest.MonkeyPatch, sound: bool) -> None:
+    """What is found does not hang on how many are looked at together, nor does the sha256 of the whole."""
+    path = folder / "__0_0.distcp"
+    if not sound:
+        for place in (100, 2500, 4000):
+            flip(path, place)
+    slices = tuple(slices_of(str(folder / ".metadata"))[str(path)])
+    assert len(slices) > 5
+    found = set()
+    for batch in (1, 2, 1000):
+        monkeypatch.setattr("ckpt_cli.integrity._BATCH", batch)
+        for digest in (True, False):
+            done = check_file(Job(str(path), "tensors", digest, slices=slices))
+            assert (done.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()) is digest
+            found.add((done.problems, done.covered))
+    ((problems, covered),) = found
+    assert bool(problems) is not sound
+    assert covered is sound
 
 
 def test_a_damaged_value(tmp_path: Path) -> None:
@@ -392,7 +476,7 @@ def refused(tmp_path: Path, metadata: object, match: str) -> None:
     path.write_bytes(metadata if isinstance(metadata, bytes) else pickle.dumps(metadata))
     begin = time.monotonic()
     with FileSource(str(path)) as source:
-        for look in (dcp.read, dcp.index, dcp.check, lambda s: list(dcp.records(s)) and dcp.read(s)):
+        for look in (dcp.read, dcp.index, dcp.check, lambda s: (list(dcp.records(s)), dcp.read(s))):
             with pytest.raises(CkptError, match=match):
                 look(source)
     assert time.monotonic() - begin < 20
@@ -510,6 +594,66 @@ def test_compressed_chunks_are_named(tmp_path: Path, call: Run) -> None:
     assert done.code == 0, done.err
     assert done.json["tensors"][0]["sha256"] is None
     assert call("convert", tmp_path / ".metadata", "-o", tmp_path / "x.safetensors").code == 2
+
+
+def many(count: int, ranks: int = 1) -> bytes:
+    """The index of so many tensors as torch writes it, each in a chunk a rank."""
+    described: dict[str, Any] = {}
+    places = {}
+    for number in range(count):
+        name = f"optim.state.layers.{number // 96}.moe.experts.{number % 96}.weight.exp_avg"
+        chunks = [ChunkStorageMetadata(torch.Size([16 * rank, 0]), torch.Size([16, 64])) for rank in range(ranks)]
+        described[name] = TensorStorageMetadata(TensorProperties(torch.float32), torch.Size([16 * ranks, 64]), chunks)
+        for rank, chunk in enumerate(chunks):
+            places[MetadataIndex(name, chunk.offsets, rank)] = _StorageInfo(f"__{rank}_0.distcp", 5000 * number, 5000)
+    return pickle.dumps(
+        Metadata(described, {name: tuple(name.split(".")) for name in described}, places, None, "1.0.0")
+    )
+
+
+@pytest.mark.parametrize("ranks", [1, 8])
+def test_what_was_read_goes_as_it_is_taken_over(tmp_path: Path, ranks: int) -> None:
+    """The interpreter's objects took 2,500 bytes a chunk, and a model has a hundred thousand of them."""
+    path = tmp_path / ".metadata"
+    path.write_bytes(many(8000 // ranks, ranks))
+    tracemalloc.start()
+    try:
+        file = read_index(str(path))
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert (len(file.tensors), len(file.storages)) == (8000 // ranks, 8000)
+    assert peak < 8000 * 1700
+    shapes = {id(tensor.shape) for tensor in file.tensors}
+    assert len(shapes) == 1
+
+
+def test_slots_that_look_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which memo slots are asked for is told from bytes that need be no opcodes, and may lie across two blocks."""
+    state = {f"{n:03d}{'j' * (n % 9)}" + chr(n) * 3: torch.zeros(n % 5) for n in range(400)}
+    path = write(tmp_path / "run", {"model": state}) / ".metadata"
+    whole = read_index(str(path))
+    assert [tensor.name for tensor in whole.tensors] == [f"model.{name}" for name in state]
+    for length in (1, 5, 1000):
+        monkeypatch.setattr("ckpt_cli.formats._stream.BLOCK", length)
+        assert read_index(str(path)) == whole
+
+
+def test_code_behind_what_is_wrong_is_told_first(tmp_path: Path) -> None:
+    metadata = made(relative_path="../x")
+    metadata.version = Runs(os.mkdir, "x")  # type: ignore[assignment]
+    refused(tmp_path, metadata, "would run code")
+
+
+@pytest.mark.parametrize("protocol", [0, 1])
+def test_a_protocol_of_old(tmp_path: Path, protocol: int) -> None:
+    refused(tmp_path, pickle.dumps(made(), protocol), "pickled with protocol 0 or 1")
+    assert read_tensors_of(tmp_path, pickle.dumps(made(), 2)) == [("w", (4, 2))]
+
+
+def read_tensors_of(tmp_path: Path, data: bytes) -> list[tuple[str, tuple[int, ...]]]:
+    (tmp_path / ".metadata").write_bytes(data)
+    return [(tensor.name, tensor.shape) for tensor in read_tensors(str(tmp_path / ".metadata")).tensors]
 
 
 def test_a_million_chunks(tmp_path: Path) -> None:

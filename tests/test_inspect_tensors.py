@@ -30,7 +30,7 @@ from ckpt_cli.formats import Files
 from ckpt_cli.listing import Listed, record_of
 from ckpt_cli.sharing import sharing
 from ckpt_cli.tensors import read_tensors
-from ckpt_cli.ui import tree
+from ckpt_cli.ui import text, tree
 from ckpt_cli.ui.tensor_text import short_values, storage_text, value_text
 from tests.conftest import REPOSITORY, Run
 from tests.torch_files import DTYPES, filled, flip, named, places, plain
@@ -416,7 +416,7 @@ def test_labels(numbers: list[int], label: str) -> None:
 
 
 def test_parameters_in_three_digits() -> None:
-    assert [tree.short(n) for n in (0, 999, 1000, 99_449, 999_499, 999_500, 124_439_808, 1_560_000_000)] == [
+    assert [text.short(n) for n in (0, 999, 1000, 99_449, 999_499, 999_500, 124_439_808, 1_560_000_000)] == [
         "0", "999", "1.00k", "99.4k", "999k", "1.00M", "124M", "1.56B",
     ]  # fmt: skip
 

@@ -71,7 +71,7 @@ def test_truncated_anywhere(tmp_path: Path) -> None:
         with pytest.raises(Damaged, match=r"truncated|empty"):
             read_whole(path)
     path.write_bytes(whole + b"more")
-    assert read_tensors(str(path)).notes == ("4 bytes follow the last storage",)
+    assert read_tensors(str(path)).notes == ("4 bytes after the last storage",)
 
 
 def test_bytes_flipped_anywhere_never_crash(tmp_path: Path) -> None:

@@ -49,6 +49,9 @@ class Format(Protocol):
     place, and the CRC32 written with it, None where none was. `check` looks only at what a write that broke off
     would have left undone (the end of a zip, the length of the data), in milliseconds. All raise Damaged for what
     was cut short or altered, CkptError for what breaks the format's rules.
+
+    A format of indexes has two more: `index`, as `read` without opening another file, and `placed`, its records with
+    what each must hold.
     """
 
     NAME: str

@@ -5,21 +5,26 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from ckpt_cli.formats._inert import Malformed, Ordered, checked_key
+from ckpt_cli.formats._inert import SHOWN_BYTES, Long, Malformed, Ordered, checked_key, kept
 
 
 def _ordered_dict(items: Any = ()) -> dict[Any, Any]:
     return Ordered(_counter(items))
 
 
-def _encode(text: Any, encoding: Any = "latin-1") -> bytes:
-    if not isinstance(text, str) or encoding not in ("latin1", "latin-1", "utf-8"):
+def _encode(text: Any, encoding: Any = "latin-1") -> bytes | Long:
+    begins = text.begins if isinstance(text, Long) else text
+    if not isinstance(begins, str) or encoding not in ("latin1", "latin-1", "utf-8"):
         raise Malformed("it encodes text in a way that torch does not")
-    return text.encode(encoding)
+    data = begins.encode(encoding)
+    if isinstance(text, Long):
+        size = text.raw if encoding == "utf-8" else text.size
+        return Long(data[:SHOWN_BYTES], size, size)
+    return kept(data)
 
 
-def _bytes(data: Any = b"", encoding: Any = "latin-1") -> bytes:
-    return data if isinstance(data, bytes) else _encode(data, encoding)
+def _bytes(data: Any = b"", encoding: Any = "latin-1") -> bytes | Long:
+    return data if isinstance(data, (bytes, Long)) else _encode(data, encoding)
 
 
 def _counter(items: Any = ()) -> dict[Any, Any]:

@@ -1,45 +1,50 @@
 """A DCP `.metadata` as values: which tensors there are, of which chunks, and where the bytes of each lie.
 
-A pickle of torch.distributed.checkpoint.metadata.Metadata, torch 2.0 to 2.13 and, under another module name, 1.12 and
-1.13. torch itself unpickles it with everything allowed; here some ten classes have a meaning and the rest is inert.
+A pickle of torch.distributed.checkpoint.metadata.Metadata. torch itself unpickles it with everything allowed; here some
+ten classes have a meaning and the rest is inert. Of a model with a hundred thousand tensors the objects that were read
+take more memory than what comes of them: they go as it comes.
 """
 
 from __future__ import annotations
 
-import math
 import os
-from collections.abc import Callable
-from functools import partial
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
-from ckpt_cli.checkpoint import Storage
-from ckpt_cli.errors import CkptError, Damaged
+from ckpt_cli.errors import CkptError, Damaged, counted
 from ckpt_cli.formats import ByteSource, _pickle
-from ckpt_cli.formats._dtypes import ITEMSIZE
-from ckpt_cli.formats._inert import Global, Malformed, Opaque, RunsCode, Truncated, quoted
-from ckpt_cli.formats._stream import range_of
-from ckpt_cli.shapes import MAX_SIZE, are_sizes
+from ckpt_cli.formats._dcp_classes import (
+    CONSTANTS,
+    LEAST_CHUNK_BYTES,
+    NAMES,
+    Classes,
+    Key,
+    Metadata,
+    Sizes,
+    Slice,
+    Tensor,
+    Value,
+    taken,
+)
+from ckpt_cli.formats._inert import Earned, Known, Malformed, Truncated, quoted
+from ckpt_cli.formats._stream import asked_for, range_of
 
-MODULES = ("torch.distributed.checkpoint", "torch.distributed._shard.checkpoint")
-_MAX_FILE = 256 << 20
+_MAX_FILE = 128 << 20
 # One long name, kept once, can stand in every entry; here it is written out for each.
 _MAX_NAME = 1024
-# Less than any chunk takes in the file: it names a class, two sizes and a place. So a small file unfolds to little.
-_LEAST_CHUNK_BYTES = 16
-
-
-class Slice(NamedTuple):
-    """Where one entry's bytes lie, and what they were put through on the way there (compression, ...)."""
-
-    storage: Storage
-    transforms: tuple[str, ...] = ()
+_NOWHERE = str(None)
+# What a pickle of protocol 2 and later begins with.
+_PROTOCOL = b"\x80"
+# More than the objects of torch's own indexes are counted as, and far more than they take, for most are gone at once;
+# of one with more than a million entries no more than that.
+_ROOM_PER_BYTE, _MOST_ROOM = 32, 1 << 30
 
 
 class Chunk(NamedTuple):
-    """A box of a tensor: where it begins and how long it is, one number a dimension."""
+    """A box of a tensor, and where its bytes are; None for one without any."""
 
-    offsets: tuple[int, ...]
-    sizes: tuple[int, ...]
+    offsets: Sizes
+    sizes: Sizes
     place: Slice | None
 
 
@@ -47,32 +52,44 @@ class IndexedTensor(NamedTuple):
     name: str
     dtype: str
     layout: str
-    shape: tuple[int, ...]
+    shape: Sizes
     chunks: tuple[Chunk, ...]
 
 
-# By name and the text of the offsets: the hash of a tuple of numbers is known, and tuples can be made that all collide.
-_Places = dict[tuple[str, str], Slice]
-_NOWHERE = str(None)
+class _Stored(NamedTuple):
+    """A place of an entry, where in its tensor that begins, and the entry's other places."""
+
+    offsets: Sizes | None
+    place: Slice
+    others: _Stored | None
 
 
 class Index(NamedTuple):
-    """`values` are the entries that are no tensors, each a file of its own within a data file."""
+    """What is no tensor. `values` are entries that are each a file of its own within a data file."""
 
-    tensors: tuple[IndexedTensor, ...]
     values: tuple[tuple[str, Slice], ...]
-    slices: tuple[tuple[str, Slice], ...]
     foreign: tuple[str, ...]
     notes: tuple[str, ...]
 
 
-def read_index(source: ByteSource) -> Index:
-    """Raises Damaged where it breaks off or lacks a place, CkptError where it is refused."""
+def read_index(
+    source: ByteSource, place: Callable[[Key, Slice], object], tensor: Callable[[IndexedTensor], object]
+) -> Index:
+    """Hands over each place that it tells of, then each tensor, in the order of the file.
+
+    Raises Damaged where it breaks off or lacks a place, CkptError where it is refused.
+    """
     if source.size > _MAX_FILE:
         raise CkptError(f"{source.path} has {source.size} bytes, more than the limit of {_MAX_FILE}")
+    functions = Classes(os.path.dirname(source.path), source.size).functions()
+    room = Earned(source.size).room + min(_ROOM_PER_BYTE * source.size, _MOST_ROOM)
     try:
-        loaded = _pickle.load(range_of(source, 0, source.size), _CONSTANTS, _FUNCTIONS, _nothing_outside)
-        return _index(source, loaded)
+        stream = range_of(source, 0, source.size)._replace(asked=asked_for(source, 0, source.size))
+        loaded = _pickle.load(stream, CONSTANTS, functions, _nothing_outside, room=room)
+        if source.read_at(0, 1) != _PROTOCOL:
+            raise CkptError("it is pickled with protocol 0 or 1, as torch never does")
+        top = taken(loaded.value, Metadata)
+        values = _entries(source, top, _places(top, place), tensor)
     except Truncated as error:
         raise Damaged(f"{source.path} is truncated: {error.message}", kind="truncated") from error
     except Damaged:
@@ -80,163 +97,83 @@ def read_index(source: ByteSource) -> Index:
     except CkptError as error:
         error.message = f"{source.path} is refused: {error.message}"
         raise
+    foreign = tuple(name for name in loaded.globals if name not in NAMES)
+    more = source.size - loaded.end
+    notes = [f"{counted(more, 'byte')} after the end of the pickle"] if more else []
+    return Index(tuple(values), foreign, tuple(notes))
 
 
-def _index(source: ByteSource, loaded: _pickle.Loaded) -> Index:
-    top = _members(loaded.value, "Metadata")
-    described, stored = top.get("state_dict_metadata"), top.get("storage_data")
-    if not isinstance(described, dict) or not isinstance(stored, (dict, type(None))):
-        raise Malformed("its Metadata does not say what it describes and where that is")
-    slices: list[tuple[str, Slice]] = []
-    places: _Places = {}
-    folder = os.path.dirname(source.path)
-    for key, info in (stored or {}).items():
-        member = _members(key, "MetadataIndex")
-        name, offset = member.get("fqn"), member.get("offset")
-        if type(name) is not str or len(name) > _MAX_NAME:
+def _places(top: Metadata, tell: Callable[[Key, Slice], object]) -> dict[str, _Stored]:
+    """By the name of the entry."""
+    stored: dict[str, _Stored] = {}
+    for thing, info in _consumed(top.places):
+        key, place = taken(thing, Key), taken(info, Slice)
+        if type(key.name) is not str or len(key.name) > _MAX_NAME:
             raise Malformed("it has an entry without a name, or with an immense one")
-        at = None if offset is None else _sizes(offset)
-        if (name, str(at)) in places:
-            raise Malformed(f"it has two places for {quoted(name)}")
-        places[name, str(at)] = found = _slice(folder, info)
-        slices.append((f"{name} at {list(at)}" if at else name, found))
-    tensors: list[IndexedTensor] = []
+        stored[key.name] = _Stored(key.offsets, place, stored.get(key.name))
+        tell(key, place)
+    return stored
+
+
+def _entries(
+    source: ByteSource, top: Metadata, stored: dict[str, _Stored], tell: Callable[[IndexedTensor], object]
+) -> list[tuple[str, Slice]]:
+    """Those that are values; the tensors are told."""
     values: list[tuple[str, Slice]] = []
-    left = source.size // _LEAST_CHUNK_BYTES
-    for name, entry in described.items():
-        if type(name) is not str or len(name) > _MAX_NAME or not isinstance(entry, Opaque):
+    left = source.size // LEAST_CHUNK_BYTES
+    for name, entry in _consumed(top.entries):
+        if type(name) is not str or len(name) > _MAX_NAME or not isinstance(entry, Known):
             raise Malformed("it has an entry that torch does not write")
-        if entry.name == "BytesStorageMetadata":
-            place = places.get((name, _NOWHERE))
-            if place is None:
+        there = _by_offsets(name, stored.pop(name, None))
+        if isinstance(entry.found, Value):
+            if _NOWHERE not in there:
                 raise Damaged(f"{source.path}: it does not say where {quoted(name)} is")
-            values.append((name, place))
+            values.append((name, there[_NOWHERE]))
             continue
-        tensor = _tensor(name, entry, places, left)
+        tensor = _tensor(name, entry, there)
         left -= len(tensor.chunks)
+        if left < 0:
+            raise Malformed(f"tensor {quoted(name)} has more chunks than its file can describe")
         if any(chunk.place is None and 0 not in chunk.sizes for chunk in tensor.chunks):
             raise Damaged(f"{source.path}: it does not say where all of tensor {quoted(name)} is")
-        tensors.append(tensor)
-    foreign = tuple(name for name in loaded.globals if name not in _FUNCTIONS and name not in _CONSTANTS)
-    notes = [f"{source.size - loaded.end} bytes follow the end of the pickle"] if loaded.end != source.size else []
-    return Index(tuple(tensors), tuple(values), tuple(slices), foreign, tuple(notes))
+        tell(tensor)
+    for name, first in stored.items():
+        _by_offsets(name, first)
+    return values
 
 
-def _tensor(name: str, entry: Opaque, places: _Places, most: int) -> IndexedTensor:
-    """`most` bounds its chunks."""
-    state = _members(entry, "TensorStorageMetadata")
-    properties, chunks = state.get("properties"), state.get("chunks")
-    if not isinstance(properties, Opaque) or properties.name != "TensorProperties":
-        raise Malformed(f"tensor {quoted(name)} has no properties")
-    said = properties.state
-    # A tuple in the order of torch's own __setstate__: dtype, layout, ...
-    if type(said) is not tuple or len(said) < 2 or type(said[0]) is not str or said[0] not in ITEMSIZE:
-        raise Malformed(f"tensor {quoted(name)} is of a dtype that torch does not have")
-    if type(chunks) is not list or len(chunks) > most:
-        raise Malformed(f"tensor {quoted(name)} has more chunks than its file can describe")
-    shape = _sizes(state.get("size"))
-    if math.prod(shape) * ITEMSIZE[said[0]] > MAX_SIZE:
-        raise Malformed(f"the size of tensor {quoted(name)} overflows")
-    boxes = []
-    for chunk in chunks:
-        box = _members(chunk, "ChunkStorageMetadata")
-        offsets = _sizes(box.get("offsets"))
-        place = places.get((name, str(offsets))) or (places.get((name, _NOWHERE)) if len(chunks) == 1 else None)
-        boxes.append(Chunk(offsets, _sizes(box.get("sizes")), place))
-    layout = said[1].removeprefix("torch.") if type(said[1]) is str else "of an unknown layout"
-    return IndexedTensor(name, said[0], layout, shape, tuple(boxes))
+def _consumed(items: dict[Any, Any]) -> Iterator[tuple[Any, Any]]:
+    """Its items in their order, each gone from it when it comes."""
+    keys = list(items)
+    keys.reverse()
+    while keys:
+        key = keys.pop()
+        yield key, items.pop(key)
 
 
-def _slice(folder: str, info: Any) -> Slice:
-    """A data file is a plain name beside the index: whoever wrote the index must not choose what else is opened."""
-    state = _members(info, "_StorageInfo")
-    name, offset, length = (state.get(key) for key in ("relative_path", "offset", "length"))
-    transforms = state.get("transform_descriptors") or ()
-    if type(name) is not str or name in ("", ".", "..") or not name.isprintable() or set("/\\") & set(name):
-        said = quoted(name) if type(name) is str else "something"
-        raise Malformed(f"it places data in {said}, which is no file beside it")
-    if type(offset) is not int or type(length) is not int or not (0 <= offset <= MAX_SIZE and 0 <= length <= MAX_SIZE):
-        raise Malformed(f"it places data at a negative or odd place in {name}")
-    if type(transforms) not in (list, tuple) or not all(type(item) is str for item in transforms):
-        raise Malformed("it has data that went through something unknown")
-    return Slice(Storage(name, os.path.join(folder, name), offset, length), tuple(transforms))
+def _by_offsets(name: str, stored: _Stored | None) -> dict[str, Slice]:
+    """The places of an entry by the text of where they begin.
+
+    The hash of a tuple of numbers is known, and tuples can be made that all collide.
+    """
+    there: dict[str, Slice] = {}
+    while stored:
+        if str(stored.offsets) in there:
+            raise Malformed(f"it has two places for {quoted(name)}")
+        there[str(stored.offsets)] = stored.place
+        stored = stored.others
+    return there
 
 
-def _members(thing: Any, kind: str) -> dict[Any, Any]:
-    if not isinstance(thing, Opaque) or thing.name != kind or type(thing.state) is not dict:
-        raise Malformed(f"it has something else where a {kind} should be")
-    return thing.state
-
-
-def _sizes(sizes: Any) -> tuple[int, ...]:
-    if type(sizes) is not tuple or not are_sizes(sizes):
-        raise Malformed("it has a shape or offset that is none")
-    return sizes
-
-
-def _size(sizes: Any = ()) -> tuple[Any, ...]:
-    if type(sizes) is not tuple:
-        raise Malformed("it has a shape that torch does not write")
-    return sizes
-
-
-def _layout(name: Any) -> str:
-    if type(name) is not str:
-        raise Malformed("it has a layout that torch does not have")
-    return name
-
-
-def _path(*pieces: Any) -> str:
-    """What a checkpoint was called when it was saved; nothing is opened by it."""
-    return "/".join(piece for piece in pieces[:100] if type(piece) is str)
+def _tensor(name: str, entry: Known, there: dict[str, Slice]) -> IndexedTensor:
+    try:
+        found = taken(entry, Tensor)
+    except Malformed as fault:
+        raise Malformed(f"tensor {quoted(name)}: {fault.message}") from fault
+    anywhere = there.get(_NOWHERE) if len(found.boxes) == 1 else None
+    chunks = tuple(Chunk(*box, there.get(str(box.offsets), anywhere)) for box in found.boxes)
+    return IndexedTensor(name, found.dtype, found.layout, found.shape, chunks)
 
 
 def _nothing_outside(_: Any) -> Any:
     raise Malformed("its pickle refers to something outside")
-
-
-def _made(name: str, *args: Any) -> Opaque:
-    return Opaque(name, args)
-
-
-def _enum_member(owner: Any, name: Any) -> Opaque:
-    """`getattr(ENUM, "NAME")`: how Python 3.11.0 to 3.11.3 write a member. Nothing is looked up."""
-    if not isinstance(owner, Global) or not owner.name.endswith("MEM_FORMAT_ENCODING") or type(name) is not str:
-        raise RunsCode("builtins.getattr")
-    return Opaque(owner.name.rpartition(".")[2], (name,))
-
-
-def _ordered(*_: Any) -> dict[Any, Any]:
-    return {}
-
-
-_CONSTANTS = {f"torch.{dtype}": dtype for dtype in ITEMSIZE}
-_CLASSES = {
-    "metadata": (
-        "Metadata",
-        "TensorStorageMetadata",
-        "BytesStorageMetadata",
-        "ChunkStorageMetadata",
-        "TensorProperties",
-        "MetadataIndex",
-        "StorageMeta",
-        "_MEM_FORMAT_ENCODING",
-        "MEM_FORMAT_ENCODING",
-    ),
-    "filesystem": ("_StorageInfo",),
-}
-# The last two are where torch 2.0 to 2.2 had them.
-_NAMES = [
-    *(f"{module}.{file}.{name}" for module in MODULES for file, names in _CLASSES.items() for name in names),
-    "torch.distributed._shard.sharded_tensor.metadata.TensorProperties",
-    "torch.distributed._shard.sharded_tensor.metadata.MEM_FORMAT_ENCODING",
-]
-_FUNCTIONS: dict[str, Callable[..., Any]] = {
-    **{name: partial(_made, name.rpartition(".")[2]) for name in _NAMES},
-    "torch.Size": _size,
-    "torch.serialization._get_layout": _layout,
-    "collections.OrderedDict": _ordered,
-    "builtins.getattr": _enum_member,
-    "__builtin__.getattr": _enum_member,
-    **{f"pathlib.{local}{flavour}": _path for local in ("", "_local.") for flavour in ("PosixPath", "WindowsPath")},
-}

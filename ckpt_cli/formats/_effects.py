@@ -6,7 +6,20 @@ import codecs
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from ckpt_cli.formats._inert import Global, Held, Malformed, Opaque, checked_key
+from ckpt_cli.formats._inert import (
+    MOST_BYTES,
+    MOST_TEXT,
+    SHOWN_BYTES,
+    Global,
+    Held,
+    Known,
+    Long,
+    Malformed,
+    Opaque,
+    Ordered,
+    checked_key,
+    packed,
+)
 
 if TYPE_CHECKING:
     from ckpt_cli.formats._pickle import Machine
@@ -15,7 +28,14 @@ if TYPE_CHECKING:
 _MAX_LONG_BYTES = 1024
 # What things take in memory in bytes, as in `_opcodes`: a tuple; an entry of a dict, and the room for its first ones;
 # an element of a set.
-TUPLE, _ENTRY, _FIRST_ENTRIES, PLACED = 56, 60, 160, 112
+TUPLE, _ENTRY, _FIRST, _FIRST_ENTRIES, PLACED = 56, 48, 5, 168, 112
+# The first places of a list; a number, and a place on the stack or in a list, which is what it takes in an array; what
+# it takes to know a container when it is met again.
+_FIRST_PLACES, NUMBER, PLACE, _KNOWN = 24, 32, 12, 96
+# What a text takes besides its characters, where each is a byte.
+_ASCII = 49
+# Those that are told once, and where they are met again by their name.
+_CONTAINERS = frozenset({list, dict, Ordered, tuple})
 # The state of a parameter before torch 0.4: whether it requires a gradient, whether it is volatile, its hooks.
 _FLAGS = 3
 
@@ -26,7 +46,9 @@ def _set_items(machine: Machine, target: Any, items: list[Any]) -> None:
         raise Malformed(f"its pickle sets an item of a {type(target).__name__} at byte {machine.place}")
     if len(items) % 2:
         raise Malformed(f"its pickle sets a key without a value at byte {machine.place}")
-    machine.room -= len(items) // 2 * _ENTRY + (0 if store else _FIRST_ENTRIES)
+    count = len(items) // 2
+    machine.room += len(items) * PLACE
+    machine.room -= count * _ENTRY if store else _FIRST_ENTRIES + max(0, count - _FIRST) * _ENTRY
     for index in range(0, len(items), 2):
         key = items[index]
         if type(key) is not str:
@@ -40,6 +62,13 @@ def append(machine: Machine, items: list[Any]) -> None:
     store = target.elements if isinstance(target, Opaque) else target
     if type(store) is not list:
         raise Malformed(f"its pickle appends to a {type(target).__name__} at byte {machine.place}")
+    if not store:
+        machine.room -= _FIRST_PLACES
+    if store is target:
+        more = packed(items)
+        if more is not items:
+            machine.room += len(items) * NUMBER
+        items = more
     store.extend(items)
 
 
@@ -49,10 +78,12 @@ def build(machine: Machine) -> None:
     target = machine.stack[-1]
     if isinstance(target, Opaque):
         target.state = state
+    elif isinstance(target, Known):
+        target.found = target.take(state)
     elif isinstance(target, tuple) and isinstance(state, tuple) and len(state) > _FLAGS:
         # What torch itself would do: a tensor that was read so far is another from here on.
         raise Malformed(f"its pickle gives a tensor other contents at byte {machine.place}")
-    elif isinstance(target, (list, str, int, bytes, Global, type(None))):
+    elif isinstance(target, (list, str, int, bytes, Global, Long, type(None))):
         raise Malformed(f"its pickle sets the state of a {type(target).__name__} at byte {machine.place}")
 
 
@@ -81,6 +112,13 @@ def stack_global(machine: Machine) -> None:
 def text_global(machine: Machine) -> None:
     module = machine.line().decode()
     machine.name(module, machine.line().decode())
+
+
+def instance(machine: Machine) -> None:
+    """INST, of which only the name is looked at: what it would run is the worse news."""
+    place = machine.place - 1
+    text_global(machine)
+    raise Malformed(f"its pickle has the opcode 0x69 at byte {place}: no checkpoint needs it")
 
 
 def protocol(machine: Machine) -> None:
@@ -129,16 +167,33 @@ def put_long(machine: Machine) -> None:
     machine.put(int.from_bytes(machine.take(4), "little"))
 
 
+def _again(machine: Machine, value: Any) -> None:
+    kind = type(value)
+    if kind in _CONTAINERS and id(value) not in machine.shared:
+        machine.room -= _KNOWN
+        machine.shared.add(id(value))
+    elif kind is int or kind is float:  # as if it were another: in an array each is
+        machine.room -= NUMBER
+    machine.stack.append(value)
+
+
 def get(machine: Machine) -> None:
-    machine.stack.append(machine.get(machine.byte()))
+    _again(machine, machine.get(machine.byte()))
 
 
 def get_long(machine: Machine) -> None:
-    machine.stack.append(machine.get(int.from_bytes(machine.take(4), "little")))
+    _again(machine, machine.get(int.from_bytes(machine.take(4), "little")))
+
+
+def get_text(machine: Machine) -> None:
+    _again(machine, machine.get(integer(machine.line())))
+
+
+def duplicate(machine: Machine) -> None:
+    _again(machine, machine.stack[-1])
 
 
 def small_int(machine: Machine) -> None:
-    machine.content += 2
     machine.stack.append(machine.byte())
 
 
@@ -146,14 +201,55 @@ def fixed(count: int, convert: Callable[[bytes], Any]) -> Callable[[Machine], No
     """A number of so many bytes."""
 
     def handler(machine: Machine) -> None:
-        machine.content += count + 1
         machine.stack.append(convert(machine.take(count)))
 
     return handler
 
 
-def unicode(machine: Machine) -> None:
-    machine.stack.append(machine.sized(4).decode("utf-8", "surrogatepass"))
+def text(width: int, encoding: str = "utf-8") -> Callable[[Machine], None]:
+    """A text behind its length, which has so many bytes."""
+
+    def handler(machine: Machine) -> None:
+        count = int.from_bytes(machine.take(width), "little")
+        if count > MOST_TEXT:
+            machine.stack.append(_long_text(machine, count, encoding))
+            return
+        made = machine.take(count).decode(encoding, "surrogatepass")
+        machine.room -= count if made.isascii() else made.__sizeof__() - _ASCII
+        machine.texts += 1
+        machine.stack.append(made)
+
+    return handler
+
+
+def _long_text(machine: Machine, count: int, encoding: str) -> Long:
+    # In the other encoding, which is Python 2's, each byte is a letter.
+    decoder = codecs.getincrementaldecoder("utf-8")("surrogatepass") if encoding == "utf-8" else None
+    begins, size = "", 0
+    for piece in machine.pieces(count):
+        more = decoder.decode(piece) if decoder else piece.decode(encoding)
+        begins += more[: SHOWN_BYTES - len(begins)]
+        size += len(more)
+    if decoder:
+        decoder.decode(b"", True)
+    return Long(begins, size, count)
+
+
+def data(width: int) -> Callable[[Machine], None]:
+    """Bytes behind their length, which has so many."""
+
+    def handler(machine: Machine) -> None:
+        count = int.from_bytes(machine.take(width), "little")
+        if count <= MOST_BYTES:
+            machine.room -= count
+            machine.stack.append(machine.take(count))
+            return
+        begins = b""
+        for piece in machine.pieces(count):
+            begins += piece[: SHOWN_BYTES - len(begins)]
+        machine.stack.append(Long(begins, count, count))
+
+    return handler
 
 
 def empty_tuple(machine: Machine) -> None:
@@ -180,7 +276,12 @@ def put_text(machine: Machine) -> None:
 
 
 def memoize(machine: Machine) -> None:
-    machine.put(len(machine.memo) + len(machine.far) - machine.unset)
+    slot = len(machine.memo) + len(machine.far) + machine.forgotten - machine.unset
+    asked = machine.asked
+    if asked is None or slot >= len(asked) or asked[slot]:
+        machine.put(slot)
+    else:
+        machine.forgotten += 1
 
 
 def integer(text: bytes) -> int:
@@ -196,10 +297,11 @@ def int_text(machine: Machine) -> Any:
 
 def long(width: int) -> Callable[[Machine], int]:
     def make(machine: Machine) -> int:
-        data = machine.sized(width)
-        if len(data) > _MAX_LONG_BYTES:
-            raise Malformed(f"its pickle has a number of {len(data)} bytes")
-        return int.from_bytes(data, "little", signed=True)
+        count = int.from_bytes(machine.take(width), "little")
+        if count > _MAX_LONG_BYTES:
+            raise Malformed(f"its pickle has a number of {count} bytes")
+        machine.room -= count
+        return int.from_bytes(machine.take(count), "little", signed=True)
 
     return make
 
@@ -243,7 +345,3 @@ def frozen(machine: Machine) -> frozenset[Any]:
     items = machine.pop_mark()
     machine.room -= len(items) * PLACED
     return frozenset(checked_key(item) for item in items)
-
-
-def utf8(data: bytes) -> str:
-    return data.decode("utf-8", "surrogatepass")

@@ -1,7 +1,9 @@
-"""What the pickle interpreter makes of names it does not know, which names run code, and what may be a key."""
+"""What the pickle interpreter makes of names it does not know, what may be a key, and what contents may cost."""
 
 from __future__ import annotations
 
+from array import array
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
 from ckpt_cli.checkpoint import Storage, TensorInfo
@@ -22,7 +24,7 @@ class RunsCode(CkptError):
     kind = "runs-code"
 
     def __init__(self, name: str) -> None:
-        super().__init__(f"it would run code when unpickled: it names {name!a}", "do not load this file")
+        super().__init__(f"it would run code when unpickled: it names {quoted(name)}", "do not load this file")
         self.name = name
 
 
@@ -48,6 +50,18 @@ class Opaque:
         self.elements: list[Any] = []
 
 
+class Known:
+    """An object of a class that the reader of a format knows: `take` makes of its state what is `found`, and the state
+    itself is not kept.
+    """
+
+    __slots__ = ("found", "take")
+
+    def __init__(self, take: Callable[[Any], Any]) -> None:
+        self.take = take
+        self.found: Any = None
+
+
 class Ordered(dict[Any, Any]):
     """An OrderedDict, which is what a module's state dict is."""
 
@@ -68,6 +82,20 @@ class Held:
         self.fresh = fresh
 
 
+class Long:
+    """Bytes, or a text, of which no more is kept than is shown of it: how long it is, and how it begins.
+
+    `size` counts bytes, or characters; `raw` the bytes of either, of a text in UTF-8.
+    """
+
+    __slots__ = ("begins", "raw", "size")
+
+    def __init__(self, begins: bytes | str, size: int, raw: int) -> None:
+        self.begins = begins
+        self.size = size
+        self.raw = raw
+
+
 class Attributed:
     """A tensor and what was pickled with it, by name: attributes of its own, the scale of a quantized one."""
 
@@ -78,90 +106,12 @@ class Attributed:
         self.more = more
 
 
-# Modules of which a checkpoint needs nothing, and whose functions run code, reach files or other processes.
-_CODE_MODULES = frozenset(
-    """
-    os posix posixpath nt ntpath subprocess sys importlib runpy pickle cPickle dill cloudpickle joblib
-    marshal shelve socket shutil pty commands popen2 code codeop ctypes cffi multiprocessing threading
-    asyncio concurrent signal tempfile webbrowser pdb bdb timeit profile cProfile trace doctest idlelib pip
-    setuptools distutils venv ensurepip platform http urllib urllib2 requests httplib ftplib smtplib
-    telnetlib xmlrpc aiohttp zipimport pkgutil pydoc sqlite3 fileinput gc inspect linecache site io
-    _posixsubprocess _winapi winreg thread imp _frozen_importlib _frozen_importlib_external _pyio _testcapi
-    _xxsubinterpreters _interpreters atexit mailcap ssl imaplib poplib nntplib socketserver SocketServer
-    lib2to3 _aix_support _osx_support _pyrepl dbm anydbm gzip bz2 lzma zipfile tarfile mmap py_compile
-    compileall zipapp rlcompleter yaml jsonpickle numexpr pexpect paramiko IPython pytest nose
-    test.support unittest.mock logging.config
-    numpy.testing numpy.f2py numpy.distutils numpy.ctypeslib numpy.compat numpy.lib.format numpy.lib._npyio_impl
-    pandas.core.computation pandas.io.common sympy.parsing
-    torch.hub torch.package torch.distributed.rpc torch.distributed.elastic torch.multiprocessing.spawn
-    torch.utils.bottleneck torch.utils.cpp_extension torch.utils.collect_env torch.utils.model_zoo
-    torch.utils.benchmark torch.utils._config_module torch.utils.data.datapipes.utils.decoder
-    torch.fx.graph_module torch.jit.unsupported_tensor_ops torch._inductor torch._dynamo.guards
-    torch.testing._internal
-    """.split()
-)
-# Those of them that are one file: `code.train` is no part of Python's `code`, but of a package that somebody called so.
-_ONE_FILE = frozenset(
-    "code codeop commands imp inspect io mmap platform profile signal site ssl thread timeit trace".split()
-)
-_CODE_NAMES = frozenset(
-    """
-    builtins.eval builtins.exec builtins.compile builtins.execfile builtins.open builtins.file
-    builtins.getattr builtins.setattr builtins.delattr builtins.__import__ builtins.input builtins.raw_input
-    builtins.breakpoint builtins.globals builtins.locals builtins.apply builtins.help builtins.exit
-    builtins.quit builtins.reload builtins.reduce builtins.__build_class__ operator.attrgetter
-    operator.methodcaller operator.call functools.reduce types.CodeType types.FunctionType types.LambdaType
-    typing.get_type_hints typing._eval_type typing.ForwardRef._evaluate uuid._popen uuid._get_command_stdout
-    codecs.open torch.load torch.save torch.compile torch.from_file torch.export.load torch.onnx.export
-    torch.serialization.load torch.serialization._load torch.serialization._legacy_load
-    torch.jit.load torch.jit._serialization.load torch.ops.load_library torch.classes.load_library
-    torch._ops._Ops.load_library torch._classes._Classes.load_library
-    torch._C.PyTorchFileReader torch._C.import_ir_module torch._C._import_ir_module_from_buffer
-    torch.fx.experimental.symbolic_shapes.ShapeEnv.evaluate_guards_expression
-    torch.storage._load_from_bytes numpy.load numpy.fromfile numpy.memmap numpy.lib.npyio.load
-    numpy.lib.npyio.NpzFile numpy.lib.utils.safe_eval numpy.core.multiarray.fromfile numpy._core.multiarray.fromfile
-    pandas.eval pandas.read_pickle pandas.io.pickle.read_pickle sympy.sympify sympy.core.sympify.sympify
-    """.split()
-)
-# What those modules have of values: bytes and text in memory.
-_HARMLESS = frozenset({"io.BytesIO", "io.StringIO"})
-# No longer beginning of a name than this can be on the lists.
-_MOST_PIECES = max(name.count(".") for name in _CODE_MODULES | _CODE_NAMES) + 1
-# How Python 2 and the C accelerators spell modules.
-_SPELLINGS = {
-    "__builtin__": "builtins", "__builtins__": "builtins", "_io": "io", "_operator": "operator",
-    "_functools": "functools",
-}  # fmt: skip
-
-
-def runs_code(name: str, attributes: str | None = None) -> bool:
-    """Whether calling the dotted `name` could do more than build a value.
-
-    `attributes` is the part of it that is walked as attributes, behind the module; None where that is not known.
-    A module reached so counts too: `os.system` in `torch.serialization`. So does what leads through an object's
-    inner parts, as `x.__globals__.get` does, and any method of a path. One that is merely called like another, as
-    `mine.io` is, does not.
-    """
-    first, *rest = name.split(".")
-    pieces = [_SPELLINGS.get(first, first), *rest]
-    prefixes = {".".join(pieces[:end]) for end in range(1, min(len(pieces), _MOST_PIECES) + 1)}
-    steps = [] if attributes is None else attributes.split(".")
-    walked = pieces if attributes is None else [pieces[0], *steps]
-    if attributes is not None and first in _ONE_FILE and "." in name[: -len(attributes) - 1]:
-        prefixes, walked = set(), walked[1:]
-    if len(steps) > 1 and (pieces[0] == "pathlib" or any(s[:2] == s[-2:] == "__" or s == "builtins" for s in steps)):
-        return True
-    on_the_way = {*walked[:-1], *(piece.lstrip("_") for piece in walked[:-1])}
-    listed = prefixes & _CODE_NAMES or prefixes & _CODE_MODULES or on_the_way & _CODE_MODULES
-    return bool(listed) and ".".join(pieces) not in _HARMLESS
-
-
 # How many values a key may hold in all. Hashing one that is nested deep would exhaust the C stack, and one that
 # holds the same tuple many times over would take for ever.
 _MAX_KEY_PARTS = 32
 _SCALARS = (str, int, float, bool, bytes, type(None))
 # What compares and hashes by identity, as a tensor does.
-_BY_IDENTITY = (Global, Opaque, Held, Attributed)
+_BY_IDENTITY = (Global, Opaque, Known, Held, Attributed, Long)
 # Beyond it, numbers that differ can have the same hash.
 _HASHED_AS_IT_IS = 2**61 - 2
 
@@ -244,31 +194,66 @@ def _check_part(part: Any) -> None:
         raise Malformed(f"its pickle uses a {type(part).__name__} as a key")
 
 
+# Of bytes no more is ever shown, and they may be a whole file; no text of a configuration is as long.
+SHOWN_BYTES, MOST_BYTES, MOST_TEXT = 64, 1 << 18, 2 << 20
+# Numbers that come together are kept as in an array, where a list has them.
+_MANY = 256
+_CODES: dict[type, str] = {int: "q", float: "d"}
+
+
+def kept(data: bytes) -> bytes | Long:
+    """The bytes, or what is shown of them where they are many."""
+    return data if len(data) <= MOST_BYTES else Long(data[:SHOWN_BYTES], len(data), len(data))
+
+
+def packed(items: list[Any]) -> list[Any]:
+    """What a list is extended by: many integers, or floats, as one array that stands for them; all else as it is."""
+    types = set(map(type, items)) if len(items) >= _MANY else set()
+    code = _CODES.get(types.pop()) if len(types) == 1 else None
+    if code is None:
+        return items
+    try:
+        return [array(code, items)]
+    except OverflowError:
+        return items
+
+
+def spread(items: Iterable[Any]) -> Iterator[Any]:
+    """The members of a list, those that are packed among them."""
+    for item in items:
+        if type(item) is array:
+            yield from item
+        else:
+            yield item
+
+
+def length_of(items: Iterable[Any]) -> int:
+    """How many these are."""
+    return sum(len(item) if type(item) is array else 1 for item in items)
+
+
 # Bytes that the contents of any file may take in memory, to be read and listed; and of a large one for each byte
 # beyond that, as far as it holds what earns them.
-_ROOM, _SMALL, _PER_BYTE = 36 << 20, 1 << 20, 80
-# A list of small numbers is most of what people save: 2 bytes in a pickle, 150 in memory with their names, of which
-# there are not more than the last of these bytes can give.
-_PER_CONTENT_BYTE, _MOST_CONTENT = 80, 6 << 20
+_ROOM, _SMALL, _PER_BYTE = 39 << 20, 1 << 20, 80
 # A storage comes with a tensor, and with a dict where it is an optimizer's; another view of it with less.
-_PER_STORAGE, _PER_VIEW = 1_600, 1_200
+_PER_STORAGE, _PER_VIEW = 2_200, 1_600
+# A text in a vocabulary of some hundred thousands, which is what people save of texts; no more than that.
+_PER_TEXT, _MOST_FOR_TEXTS = 80, 24 << 20
 
 
 class Earned(NamedTuple):
-    """What a file of `size` bytes holds that nobody gets for a byte: bytes of numbers and texts; storages, and
-    tensors that are views of them.
-    """
+    """What a file of `size` bytes holds that nobody gets for a byte: storages, views of them, texts."""
 
     size: int
-    content: int = 0
     storages: int = 0
     views: int = 0
+    texts: int = 0
 
     @property
     def room(self) -> int:
         """Bytes that its contents may take in memory. Lists, marks and the like have to do with what others left."""
-        earned = _PER_CONTENT_BYTE * min(_MOST_CONTENT, self.content)
-        earned += _PER_STORAGE * self.storages + _PER_VIEW * self.views
+        earned = _PER_STORAGE * self.storages + _PER_VIEW * self.views
+        earned += min(_PER_TEXT * self.texts, _MOST_FOR_TEXTS)
         return _ROOM + min(earned, _PER_BYTE * max(0, self.size - _SMALL))
 
 

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+from array import array
 from bisect import bisect_left
 from collections.abc import Iterable, Sequence
 from itertools import chain
 from typing import Any
 
-from ckpt_cli.formats._inert import Attributed, Global, Held, Opaque, Ordered
+from ckpt_cli.formats._inert import SHOWN_BYTES, Attributed, Global, Held, Long, Opaque, Ordered, length_of, spread
 from ckpt_cli.formats._known import known
 
-_MAX_BYTES_SHOWN = 64
 # Of a list of plain values: with more of them, as the order of a data set has, it is one value. The parameters of an
 # optimizer, which are looked up by their places, are fewer.
-_MAX_NAMED = 100_000
+MAX_NAMED = 100_000
 # Of an object that is a key: it may be written out for each of the many places where its dictionary stands.
 _MAX_ARGUMENTS = 8
+_PLAIN = frozenset({str, int, float, bool, type(None), array})
 # The key of a member that stands under the name of what it is a member of.
 ITSELF = object()
 # By type: a TensorInfo is a tuple.
@@ -49,12 +50,16 @@ def _is_mixed(value: dict[str, Any]) -> bool:
 
 def weight_of(value: Any) -> int:
     """About how many characters it takes to write the value."""
+    if type(value) is int:
+        return value.bit_length() // 3
     if isinstance(value, str):
         return len(value)
     if isinstance(value, (list, tuple, set, frozenset)):
         return sum(1 + weight_of(item) for item in value)
-    if isinstance(value, (bytes, bytearray)):
-        return 20 + 2 * min(len(value), _MAX_BYTES_SHOWN)
+    if type(value) is array:
+        return len(value) * (2 if value.typecode == "d" else 8)
+    if isinstance(value, (bytes, Long)):
+        return 20 + 2 * SHOWN_BYTES
     if isinstance(value, (Opaque, Global)):
         plain = known(value) if isinstance(value, Opaque) else None
         return len(value.name) if plain is None else len(str(plain))
@@ -69,9 +74,11 @@ def members_of(value: Any) -> Iterable[tuple[Any, Any]] | None:
     if isinstance(value, dict):
         return value.items() if value else ()
     if isinstance(value, (list, tuple)):
-        if (isinstance(value, tuple) or len(value) > _MAX_NAMED) and _scalars(value):
+        if isinstance(value, tuple):
+            return None if all_scalars(value) else enumerate(value)
+        if length_of(value) > MAX_NAMED and all_scalars(value):
             return None
-        return enumerate(value) if value else ()
+        return enumerate(spread(value)) if value else ()
     if isinstance(value, Attributed):
         return [(ITSELF, value.tensor), *value.more.items()]
     if isinstance(value, Opaque):
@@ -90,8 +97,9 @@ def members_of(value: Any) -> Iterable[tuple[Any, Any]] | None:
     return None
 
 
-def _scalars(values: Sequence[Any]) -> bool:
-    return all(isinstance(item, (int, float, str, type(None))) for item in values)
+def all_scalars(values: Sequence[Any]) -> bool:
+    """Whether they are nothing but numbers and texts."""
+    return all(issubclass(kind, (int, float, str, type(None), array)) for kind in set(map(type, values)))
 
 
 def _with_slots(state: Any) -> bool:
@@ -119,7 +127,7 @@ def _module(state: dict[Any, Any]) -> list[tuple[Any, Any]] | None:
 
 def key_text(key: Any) -> str:
     """A key as part of a dotted name."""
-    if isinstance(key, Opaque) and 0 < len(key.args) <= _MAX_ARGUMENTS and _scalars(key.args) and known(key) is None:
+    if isinstance(key, Opaque) and 0 < len(key.args) <= _MAX_ARGUMENTS and all_scalars(key.args) and known(key) is None:
         # A member of an enumeration is its class, called with its value.
         return f"<{key.name} {' '.join(map(str, key.args))}>"
     return key if isinstance(key, str) else str(as_json(key))
@@ -132,15 +140,18 @@ def empty_as_json(value: Any) -> Any:
 
 def as_json(value: Any) -> Any:
     """A leaf as JSON can hold it."""
-    if isinstance(value, (bytes, bytearray)):
-        more = "..." if len(value) > _MAX_BYTES_SHOWN else ""
-        return f"<{len(value)} bytes {bytes(value[:_MAX_BYTES_SHOWN]).hex()}{more}>"
+    if isinstance(value, bytes):
+        more = "..." if len(value) > SHOWN_BYTES else ""
+        return f"<{len(value)} bytes {value[:SHOWN_BYTES].hex()}{more}>"
+    if isinstance(value, Long):
+        what = f"bytes {value.begins.hex()}" if isinstance(value.begins, bytes) else f"characters {value.begins!a}"
+        return f"<{value.size} {what}...>"
     if isinstance(value, (set, frozenset)):
         return sorted((as_json(item) for item in value), key=str)
     if isinstance(value, Held):
         return f"<storage {value.storage.name}>"
     if isinstance(value, (list, tuple)):
-        return [as_json(item) for item in value]
+        return list(spread(value)) if set(map(type, value)) <= _PLAIN else [as_json(item) for item in spread(value)]
     if isinstance(value, (Opaque, Global)):
         plain = known(value) if isinstance(value, Opaque) else None
         return f"<{value.name}>" if plain is None else plain

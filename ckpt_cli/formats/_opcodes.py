@@ -16,9 +16,11 @@ from ckpt_cli.formats._effects import TUPLE
 if TYPE_CHECKING:
     from ckpt_cli.formats._pickle import Machine
 
-# What things take in memory in bytes, in Python 3.11 for machines of 64 bits: an empty list, dict or set, a text, a
-# number, and a place on the stack, which no opcode is counted as less than, so that this bounds the time too.
-_LIST, _DICT, _SET, _TEXT, _NUMBER, _PLACE = 56, 64, 216, 88, 32, 8
+# What things take in memory in bytes, in Python 3.11 for machines of 64 bits: an empty list, dict or set, a text
+# besides its characters, a number, and a place on the stack, which no opcode is counted as less than, so that this
+# bounds the time too.
+_LIST, _DICT, _SET, _TEXT = 56, 64, 216, 46
+_NUMBER, _PLACE = do.NUMBER, do.PLACE
 # What a mark takes until it is met.
 MARK = _LIST + _PLACE
 # To drop a value, which picklers do only in a tuple that holds itself; else it would be a way to count numbers for
@@ -32,7 +34,7 @@ _EFFECTS: dict[int, Callable[[Machine], None]] = {
     0x28: do.mark,
     0x30: do.pop,
     0x31: do.pop_mark,
-    0x32: do.pushing(lambda m: m.stack[-1]),  # DUP
+    0x32: do.duplicate,
     # numbers, text, bytes
     0x46: do.pushing(lambda m: float(m.line())),  # FLOAT
     0x47: do.fixed(8, lambda data: struct.unpack(">d", data)[0]),  # BINFLOAT
@@ -47,16 +49,16 @@ _EFFECTS: dict[int, Callable[[Machine], None]] = {
     0x88: do.pushing(lambda m: True),  # NEWTRUE
     0x89: do.pushing(lambda m: False),  # NEWFALSE
     0x53: do.pushing(do.string_text),  # STRING
-    0x54: do.pushing(lambda m: m.sized(4).decode("latin-1")),  # BINSTRING
-    0x55: do.pushing(lambda m: m.sized(1).decode("latin-1")),  # SHORT_BINSTRING
+    0x54: do.text(4, "latin-1"),  # BINSTRING
+    0x55: do.text(1, "latin-1"),  # SHORT_BINSTRING
     0x56: do.pushing(lambda m: codecs.raw_unicode_escape_decode(m.line())[0]),  # UNICODE
-    0x58: do.unicode,
-    0x8C: do.pushing(lambda m: do.utf8(m.sized(1))),  # SHORT_BINUNICODE
-    0x8D: do.pushing(lambda m: do.utf8(m.sized(8))),  # BINUNICODE8
-    0x42: do.pushing(lambda m: m.sized(4)),  # BINBYTES
-    0x43: do.pushing(lambda m: m.sized(1)),  # SHORT_BINBYTES
-    0x8E: do.pushing(lambda m: m.sized(8)),  # BINBYTES8
-    0x96: do.pushing(lambda m: m.sized(8)),  # BYTEARRAY8
+    0x58: do.text(4),  # BINUNICODE
+    0x8C: do.text(1),  # SHORT_BINUNICODE
+    0x8D: do.text(8),  # BINUNICODE8
+    0x42: do.data(4),  # BINBYTES
+    0x43: do.data(1),  # SHORT_BINBYTES
+    0x8E: do.data(8),  # BINBYTES8
+    0x96: do.data(8),  # BYTEARRAY8
     # containers
     0x29: do.empty_tuple,
     0x74: do.marked_tuple,
@@ -75,7 +77,7 @@ _EFFECTS: dict[int, Callable[[Machine], None]] = {
     0x90: do.add_many,
     0x91: do.pushing(do.frozen),  # FROZENSET
     # memo
-    0x67: do.pushing(lambda m: m.get(do.integer(m.line()))),  # GET
+    0x67: do.get_text,
     0x68: do.get,
     0x6A: do.get_long,
     0x70: do.put_text,
@@ -85,6 +87,7 @@ _EFFECTS: dict[int, Callable[[Machine], None]] = {
     # names and calls
     0x63: do.text_global,
     0x93: do.stack_global,
+    0x69: do.instance,
     0x52: do.reduce,
     0x81: do.reduce,  # NEWOBJ: the same shape, class and arguments
     0x92: do.new_object_ex,

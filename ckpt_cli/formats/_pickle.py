@@ -9,13 +9,25 @@ what it would have built becomes an inert `Opaque`, which can be shown; one that
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Set
 from typing import Any, NamedTuple
 
 from ckpt_cli.checkpoint import TensorInfo
 from ckpt_cli.errors import CkptError
-from ckpt_cli.formats._effects import PLACED
-from ckpt_cli.formats._inert import Earned, Global, Malformed, Opaque, Ordered, RunsCode, Truncated, runs_code
+from ckpt_cli.formats._code_names import runs_code
+from ckpt_cli.formats._effects import NUMBER, PLACED
+from ckpt_cli.formats._inert import (
+    Earned,
+    Global,
+    Malformed,
+    Opaque,
+    Ordered,
+    RunsCode,
+    Truncated,
+    length_of,
+    spread,
+)
+from ckpt_cli.formats._one_step import ARGUMENTS, HOOKS, mark
 from ckpt_cli.formats._opcodes import CALLED, COSTS, FAR_SLOT, MARK, NEW_NAME, TABLE
 from ckpt_cli.formats._stream import Stream
 
@@ -34,22 +46,24 @@ Find = Callable[[Any], Any]
 # How many times its own bytes a pickle may have the file count for: those of its tensors lie beside it.
 _MOST_AROUND = 4
 # Bytes of a line, which nobody writes long: texts have their length before them.
-_MAX_LINE = 4 << 20
+_MAX_LINE = 2 << 20
 # Values side by side on the stack, or in a list: more than a listing may have names (see `_tree`).
 MAX_ITEMS = 2_000_000
-# How much of a text counts as content: its beginning, for its bytes take no more than they are.
-_MOST_COUNTED = 64
+_TABLE = [*TABLE]
+_TABLE[0x28] = mark  # of a tensor all at once
 # In a memo slot that was left out.
 _UNSET = object()
 
 
 class Loaded(NamedTuple):
-    """The value, the names met on the way, where the pickle ended, and the room it left (see `Earned`)."""
+    """The value, the names met on the way, where the pickle ended, the room it left (see `Earned`), and the containers
+    in it that stand in more than one place, by identity."""
 
     value: Any
     globals: list[str]
     end: int
     room: int
+    shared: Set[int] = frozenset()
 
 
 def load(
@@ -91,7 +105,7 @@ class Machine:
 
     `data` is the part of the stream that is at hand, `at` the place in it, `base` where it begins. The memo is a list,
     for slots are numbered as they are set; those far beyond its end, which nobody writes, lie in `far`. `room` falls
-    with every opcode by about the bytes that it takes in memory; `content` counts bytes of numbers and texts.
+    with every opcode by about the bytes that it takes in memory.
     """
 
     def __init__(
@@ -118,11 +132,14 @@ class Machine:
         self.marks: list[list[Any]] = []
         self.memo: list[Any] = []
         self.far: dict[int, Any] = {}
-        self.unset = 0
+        self.unset = self.forgotten = 0
+        self.asked = stream.asked if stream else None
+        self.tuples: dict[bytes, tuple[int, ...]] = {}
         self.globals: dict[str, Global] = {}
         self.names: dict[str, None] = {}
         self.room = room
-        self.size = self.content = self.storages = self.views = self.granted = 0
+        self.size = self.storages = self.views = self.texts = self.granted = 0
+        self.shared: set[int] = set()
         self.copies = _COPIED + 2 * (self.end - self.place)
 
     @property
@@ -131,7 +148,7 @@ class Machine:
         return self.base + self.at
 
     def run(self) -> Loaded:
-        table, costs = TABLE, COSTS
+        table, costs = _TABLE, COSTS
         while True:
             if self.at >= self.limit:
                 self.go_on()
@@ -142,7 +159,7 @@ class Machine:
                 self.earn()
             if code == 0x2E:  # STOP
                 self.earn()
-                return Loaded(self.stack[-1], list(self.names), self.place, self.room)
+                return Loaded(self.stack[-1], list(self.names), self.place, self.room, self.shared)
             if code == 0x95:  # FRAME
                 self.begin_frame()
                 continue
@@ -177,7 +194,7 @@ class Machine:
 
     def earn(self) -> None:
         """Grants what has been earned so far; raises Malformed where it is too little."""
-        earned = Earned(self.size, self.content, self.storages, self.views).room - Earned(self.size).room
+        earned = Earned(self.size, self.storages, self.views, self.texts).room - Earned(self.size).room
         self.room += earned - self.granted
         self.granted = earned
         if self.room < 0:
@@ -211,10 +228,17 @@ class Machine:
         self.at += 1
         return self.data[self.at - 1]
 
-    def sized(self, width: int) -> bytes:
-        count = int.from_bytes(self.take(width), "little")
-        self.content += count + width + 1 if count < _MOST_COUNTED else _MOST_COUNTED
-        return self.take(count)
+    def pieces(self, count: int) -> Iterator[bytes]:
+        """So many bytes, as they are at hand: not all of them at once."""
+        if count > self.end - self.place:
+            raise Truncated(f"its pickle breaks off at byte {self.end}")
+        while count:
+            if self.at >= len(self.data):
+                self.fetch(1)
+            piece = self.data[self.at : self.at + count]
+            self.at += len(piece)
+            count -= len(piece)
+            yield piece
 
     def line(self) -> bytes:
         end = self.data.find(b"\n", self.at)
@@ -226,7 +250,7 @@ class Machine:
             end = self.data.find(b"\n", self.at + there)
         text = self.data[self.at : end]
         self.at = end + 1
-        self.content += min(len(text) + 2, _MOST_COUNTED)
+        self.room -= len(text)
         return text
 
     def pop_mark(self) -> list[Any]:
@@ -237,6 +261,8 @@ class Machine:
 
     def put(self, slot: int) -> None:
         value, memo = self.stack[-1], self.memo
+        if self.forgotten and slot != len(memo) + len(self.far) + self.forgotten - self.unset:
+            raise Malformed(f"its pickle numbers its memo in two ways, by byte {self.place}")
         if slot == 1 and not memo:  # Python 2 counts them from 1
             memo.append(_UNSET)
             self.unset = 1
@@ -255,6 +281,10 @@ class Machine:
         value = self.memo[slot] if 0 <= slot < len(self.memo) else self.far.get(slot, _UNSET)
         if value is _UNSET:
             raise KeyError(slot)
+        if value is HOOKS:
+            value = self.memo[slot] = Ordered()
+        elif value is ARGUMENTS:
+            raise Malformed(f"its pickle uses twice what a tensor is made of, by byte {self.place}")
         return value
 
     def name(self, module: str, name: str) -> None:
@@ -284,6 +314,8 @@ class Machine:
         if function is None:
             return Opaque(callee.name, args)
         self.copies -= len(args)
+        if list in map(type, args):
+            args = tuple(self.spread(argument) if type(argument) is list else argument for argument in args)
         for argument in args:
             if type(argument) in _SIZED:
                 self.copies -= len(argument)
@@ -296,3 +328,13 @@ class Machine:
         elif type(made) is TensorInfo and made.storage is not None:
             self.views += 1
         return made
+
+    def spread(self, items: list[Any]) -> list[Any]:
+        """A list as functions take it."""
+        count = length_of(items)
+        if count == len(items):
+            return items
+        self.room -= NUMBER * count
+        if self.room < 0:
+            self.earn()
+        return list(spread(items))

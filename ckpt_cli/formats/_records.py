@@ -10,24 +10,28 @@ import struct
 from collections.abc import Iterator
 
 from ckpt_cli.checkpoint import Storage
-from ckpt_cli.errors import Damaged
+from ckpt_cli.errors import Damaged, counted
 from ckpt_cli.formats import ByteSource
+from ckpt_cli.formats._entries import Record
 from ckpt_cli.formats._inert import shown
-from ckpt_cli.formats._zip import FULL, STORED, Archive, Record, local_header
+from ckpt_cli.formats._zip import FULL, STORED, Archive, local_header
 
 # With and without its signature, with sizes of 32 and of 64 bits: the format leaves open which.
 _DESCRIPTORS = tuple(struct.Struct(fields) for fields in ("<4sLQQ", "<4sLLL", "<LQQ", "<LLL"))
 _MOST_ROOM = 1 << 16
+_NOTHING = (0, 0, 0)
+# Bytes that are read at a time: of large records they are wasted, and many small ones lie in them.
+_AHEAD = 1 << 10
 
 
-def walk(source: ByteSource, archive: Archive) -> tuple[dict[str, int], list[str]]:
-    """Where each record's bytes begin, in the order of the file, and notes on bytes that belong to no record.
+def walk(source: ByteSource, archive: Archive) -> list[str]:
+    """Finds where each record's bytes begin, its `start`; notes on bytes that belong to no record.
 
     Raises Damaged where a header or descriptor contradicts the directory, or two records overlap.
     """
-    offsets: dict[str, int] = {}
+    source = Ahead(source, archive.end)
     stray = end = 0
-    for record in sorted(archive.records.values(), key=lambda record: record.header):
+    for number, record in archive.records.ordered():
         if record.header < end:
             raise Damaged(
                 f"{source.path}: record {shown(record.name)} overlaps the one before it",
@@ -35,30 +39,52 @@ def walk(source: ByteSource, archive: Archive) -> tuple[dict[str, int], list[str
                 record=record.name,
             )
         stray += _stray(source, end, record.header)
-        offsets[record.name], end = _place(source, archive, record)
+        archive.records.starts[number], end = _place(source, archive, record)
     stray += _stray(source, end, archive.end)
-    return offsets, [f"{stray} bytes between its records belong to none"] if stray else []
+    return [f"{counted(stray, 'byte')} between its records, in none of them"] if stray else []
 
 
-def stored(source: ByteSource, archive: Archive, record: Record, offset: int, name: str) -> Storage:
+def stored(source: ByteSource, archive: Archive, record: Record, name: str) -> Storage:
     """The record as a run of bytes, called `name`."""
     crc32 = None if archive.lacks_crc(record) else record.crc32
-    return Storage(name, source.path, offset, record.bytes, crc32, 0 if record.method == STORED else record.packed)
+    packed = 0 if record.method == STORED else record.packed
+    return Storage(name, source.path, record.start, record.bytes, crc32, packed)
 
 
 def every(source: ByteSource, archive: Archive) -> Iterator[Storage]:
     """All records in the order of the file under their full names."""
-    for name, offset in walk(source, archive)[0].items():
-        yield stored(source, archive, archive.records[name], offset, name)
+    walk(source, archive)
+    for _, record in archive.records.ordered():
+        yield stored(source, archive, record, record.name)
+
+
+class Ahead:
+    """A source that is read from front to back in small pieces: the bytes up to `end` that follow one come with it."""
+
+    def __init__(self, source: ByteSource, end: int) -> None:
+        self.path, self.size = source.path, source.size
+        self.source, self.end = source, end
+        self.data, self.start = b"", 0
+
+    def read_at(self, offset: int, length: int) -> bytes:
+        at = offset - self.start
+        if at < 0 or at + length > len(self.data):
+            self.data = self.source.read_at(offset, max(length, min(_AHEAD, self.end - offset)))
+            self.start, at = offset, 0
+        return self.data[at : at + length]
+
+    def read_into(self, offset: int, buffer: memoryview) -> None:
+        self.source.read_into(offset, buffer)
 
 
 def _place(source: ByteSource, archive: Archive, record: Record) -> tuple[int, int]:
     """Where the record's bytes begin, and where all that belongs to it ends."""
     local = local_header(source, archive, record)
-    told, wanted = (local.crc32, local.packed, local.bytes), (record.crc32, record.packed, record.bytes)
+    told, wanted = local[3:], (record.crc32, record.packed, record.bytes)
     # Who writes a stream knows these only behind the bytes, and leaves zero or nothing known in the header.
     unknown = (0, FULL) if local.described else ()
-    if local.method != record.method or any(a != b and a not in unknown for a, b in zip(told, wanted)):
+    agrees = told == (wanted if not unknown else _NOTHING) or all(a == b or a in unknown for a, b in zip(told, wanted))
+    if local.method != record.method or not agrees:
         raise Damaged(
             f"{source.path}: the header of record {shown(record.name)} is damaged: it contradicts the directory",
             kind="bad-header",

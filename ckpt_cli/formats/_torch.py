@@ -6,7 +6,7 @@ After torch/_utils.py and torch/serialization.py, torch 0.1 to 2.13. Nothing of 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Set
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -35,22 +35,24 @@ class StorageId(NamedTuple):
 
 
 class Interpreted(NamedTuple):
-    """One pickle's value, the names that torch's weights-only loader would refuse, where it ended, the room left."""
+    """One pickle's value, the names that torch's weights-only loader would refuse, where it ended, the room left, and
+    the containers in it that stand in more than one place."""
 
     value: Any
     foreign_globals: tuple[ForeignGlobal, ...]
     end: int
     room: int
+    shared: Set[int]
 
 
 class Unpickled(NamedTuple):
     """One pickle's tensors and values, the names nobody needs, and where it ended."""
 
     tensors: tuple[TensorInfo, ...]
-    values: dict[str, Any]
+    values: Mapping[str, Any]
     foreign_globals: tuple[ForeignGlobal, ...]
     end: int
-    kinds: dict[str, str]
+    kinds: Mapping[str, str]
 
 
 def interpret(
@@ -63,30 +65,31 @@ def interpret(
     script: bool = False,
 ) -> Interpreted:
     """Interprets the pickle of a torch file of `size` bytes; `find` gives the storage that an id means, once for each
-    key.
+    key, and refuses another length than its own.
 
     `room` is what other pickles of the file left (see `_inert.Earned`). `script` says that TorchScript wrote it.
     Raises CkptError, with the path, for a pickle that is refused, and what `find` raises.
     """
 
-    met: dict[tuple[str, int], _inert.Held] = {}
-    dtypes: dict[str, str | None] = {}
+    met: dict[str, _inert.Held] = {}
     claimed = 0
 
     def persistent(pid: Any) -> Any:
         nonlocal claimed
         if type(pid) is tuple and len(pid) == 4 and pid[0] == "module":
             return pid[1]  # a class with its source text, of which only the class counts
+        if type(pid) is _inert.Held:
+            return pid  # its id again, which stands for it in the memo
         storage = storage_id(pid)
-        if dtypes.setdefault(storage.key, storage.dtype) != storage.dtype:
+        held = met.get(storage.key)
+        if held is not None and held.dtype != storage.dtype:
             # torch never writes it, and when reading takes the first type for all.
             raise _inert.Malformed(f"its pickle gives storage {_inert.quoted(storage.key)} two types")
-        held = met.get((storage.key, storage.bytes))
-        if held is None:
+        if held is None or held.storage.bytes != storage.bytes:
             found = find(storage)
             # Of storages that a legacy file has behind its pickles, no more can be there than have room in it.
             claimed += (found.packed or found.bytes) + _LEAST_AROUND
-            held = met[storage.key, storage.bytes] = _inert.Held(found, storage.dtype, claimed <= size)
+            held = met[storage.key] = _inert.Held(found, storage.dtype, claimed <= size)
         return held
 
     functions = {**COMMON, **_tensor_functions(swapped), **(SCRIPT if script else {})}
@@ -99,15 +102,14 @@ def interpret(
         for name in names
         if name not in ALLOWED and name not in ours and not (script and name.startswith("__torch__."))
     )
-    return Interpreted(loaded.value, foreign, loaded.end, loaded.room)
+    return Interpreted(loaded.value, foreign, loaded.end, loaded.room, loaded.shared)
 
 
-def unpickle(path: str, stream: Stream, find: Callable[[StorageId], Storage], swapped: bool, size: int) -> Unpickled:
-    """The same, and what it holds by name."""
-    value, foreign, end, room = interpret(path, stream, find, swapped, size)
+def by_name(path: str, found: Interpreted, length: int) -> Unpickled:
+    """What a pickle of so many bytes holds, by name. Raises CkptError, with the path, where that is too much."""
     with refusing(path):
-        flat = _tree.flatten(value, end - stream.start, room)
-    return Unpickled(flat.tensors, flat.values, foreign, end, flat.kinds)
+        flat = _tree.flatten(found.value, length, found.room, found.shared)
+    return Unpickled(flat.tensors, flat.values, found.foreign_globals, found.end, flat.kinds)
 
 
 @contextmanager
@@ -127,11 +129,12 @@ def storage_id(pid: Any) -> StorageId:
     if type(pid) is not tuple or len(pid) not in (5, 6) or pid[0] != "storage":
         raise _inert.Malformed("its pickle refers to something outside that is no storage")
     _, kind, key, _, count = pid[:5]
-    if not isinstance(kind, _Word) or not isinstance(key, str) or type(count) is not int or not 0 <= count <= MAX_SIZE:
+    known = isinstance(kind, _Word) and kind in _STORAGE_WORDS
+    if not known or not isinstance(key, str) or type(count) is not int or not 0 <= count <= MAX_SIZE:
         raise _inert.Malformed("its pickle describes a storage that torch does not write")
     if len(pid) == 6 and pid[5] is not None:
         raise _inert.Malformed("its pickle has a storage that is a view of another, as torch before 0.4 wrote them")
-    dtype = _STORAGE_WORDS.get(kind)
+    dtype = _STORAGE_WORDS[kind]
     itemsize = ITEMSIZE[dtype] if dtype else 1
     return StorageId(key, dtype, count * itemsize, itemsize)
 
@@ -144,7 +147,8 @@ def _view(
     storage: Storage | None, dtype: str, offset: Any, shape: Any, stride: Any, form: str, swapped: bool = False
 ) -> TensorInfo:
     """A checked strided view: nothing negative, nothing beyond its storage."""
-    if not all((are_sizes(shape), are_sizes(stride, MAX_PLACE), are_sizes((offset,), MAX_PLACE))):
+    placed = type(offset) is int and 0 <= offset <= MAX_PLACE
+    if not (placed and are_sizes(shape) and are_sizes(stride, MAX_PLACE)):
         raise _inert.Malformed("it has a tensor with a negative or odd size, stride or offset, or over 64 of them")
     if len(shape) != len(stride):
         raise _inert.Malformed("it has a tensor whose sizes and strides differ in number")
@@ -152,7 +156,9 @@ def _view(
     if math.prod(shape) * itemsize > MAX_BYTES:
         raise _inert.Malformed("it has a tensor whose size overflows")
     if storage is not None and 0 not in shape:
-        last = offset + sum((size - 1) * step for size, step in zip(shape, stride))
+        last = offset
+        for size, step in zip(shape, stride):
+            last += (size - 1) * step
         if (last // PER_BYTE.get(dtype, 1) + 1) * itemsize > storage.bytes:
             raise _inert.Malformed(f"it has a tensor that reaches beyond its storage {_inert.shown(storage.name)}")
     return TensorInfo("", dtype, tuple(shape), tuple(stride), offset, itemsize, storage, form, swapped and itemsize > 1)
@@ -172,7 +178,8 @@ def _tensor_functions(swapped: bool) -> dict[str, Callable[..., Any]]:
         storage: Any, offset: Any, shape: Any, stride: Any, _grad: Any = None, _hooks: Any = None, marks: Any = None
     ) -> TensorInfo:
         place, dtype = _place(storage)
-        return _marked(_view(place, dtype or "uint8", offset, shape, stride, "strided", swapped), marks)
+        made = _view(place, dtype or "uint8", offset, shape, stride, "strided", swapped)
+        return _marked(made, marks) if marks else made
 
     def v3(
         storage: Any, offset: Any, shape: Any, stride: Any, _grad: Any, _hooks: Any, dtype: Any, marks: Any = None

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import codecs
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import chain
 from typing import Any, NamedTuple
 
 from ckpt_cli.checkpoint import TensorInfo
 from ckpt_cli.formats._inert import Attributed, Malformed, Opaque
 
+_MAX_LINE = 1 << 20
 _CLASS = re.compile(r"class ([^\s(:]+)\(Module\):")
 _LIST = re.compile(r"  __(parameters|buffers)__ = \[(.*)\]")
 # One that is not closed goes to the end of the line: it is not looked for again from each quote in it.
@@ -27,11 +29,13 @@ class Names(NamedTuple):
     buffers: frozenset[str] | None
 
 
-def declared(module: str, code: str) -> Iterator[tuple[str, Names]]:
-    """Each module class of one file of code, by its full name; `module` is that of the file."""
+def declared(module: str, code: Iterable[bytes]) -> Iterator[tuple[str, Names]]:
+    """Each module class of one file of code, by its full name; `module` is that of the file.
+
+    Raises Malformed for a class with more attributes than any has.
+    """
     name, lists = "", dict[str, frozenset[str]]()
-    # Not splitlines: a line ends where the printer of the code ends it.
-    for line in (*code.split("\n"), "class"):
+    for line in chain(_lines(code), ["class"]):
         if line.startswith(("class", "def")):
             if name:
                 yield f"{module}.{name}", Names(lists.get("parameters", frozenset()), lists.get("buffers"))
@@ -39,6 +43,21 @@ def declared(module: str, code: str) -> Iterator[tuple[str, Names]]:
             name, lists = found[1] if found else "", {}
         elif name and (listed := _LIST.match(line)):
             lists[listed[1]] = frozenset(_unescaped(word) for word in _WORD.findall(listed[2]))
+        elif name and len(line) == _MAX_LINE and line.startswith("  __"):
+            raise Malformed(f"its code has a list of more than {_MAX_LINE} bytes")
+
+
+def _lines(code: Iterable[bytes]) -> Iterator[str]:
+    """The lines of a text in blocks, of long ones the beginning."""
+    begun = b""
+    for block in code:
+        # Not splitlines: a line ends where the printer of the code ends it.
+        *ended, rest = block.split(b"\n")
+        for line in ended:
+            yield (begun + line)[:_MAX_LINE].decode("utf-8", "replace")
+            begun = b""
+        begun = (begun + rest)[:_MAX_LINE]
+    yield begun.decode("utf-8", "replace")
 
 
 def arrange(root: Any, classes: Mapping[str, Names], size: int) -> None:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Set
 from typing import Any, NamedTuple
 
 from ckpt_cli.checkpoint import TensorInfo
 from ckpt_cli.errors import CkptError
-from ckpt_cli.formats._inert import Attributed, Earned, Global, Opaque, Ordered
+from ckpt_cli.formats._inert import Attributed, Earned, Global, Long, Opaque, Ordered, length_of
 from ckpt_cli.formats._known import known
 from ckpt_cli.formats._members import ITSELF, as_json, empty_as_json, key_text, kind_of, members_of, weight_of
+from ckpt_cli.formats._values import MANY, Run, Values, is_clear, kinds, leaves, size_of
 
 # Python's pickler stops at its own limit of calls, 1000 by default. Names grow with the depth.
 MAX_DEPTH = 2000
@@ -19,55 +20,64 @@ MAX_DEPTH = 2000
 _NAMES, _NAMES_PER_BYTE, MAX_NAMES = 50_000, 1, 2_000_000
 _TEXT, _TEXT_PER_BYTE, MAX_TEXT = 1 << 23, 16, 1 << 26
 # Bytes of memory, besides its name's characters: a value under its name; a container; a tensor, with its line of the
-# list; a leaf that is written anew, and what it takes to know it when it is met again; a container looked into for
-# tensors.
-_VALUE, _CONTAINER, _TENSOR, _LEAF, _KEPT, _LOOKED_INTO = 104, 200, 1000, 72, 200, 160
+# list; a leaf that is written anew, an item of it, and what it takes to know it when it is met again; a container
+# looked into for tensors.
+_VALUE, _CONTAINER, _TENSOR, _LEAF, _ITEM, _KEPT, _LOOKED_INTO = 104, 200, 1000, 72, 40, 200, 160
 # More of a value that says what it is the same as; more of a key that is neither text nor number.
 _REFERENCE, _WORDED = 144, 96
 # The same of each dimension of a tensor, as the list shows it.
 _SHOWN = 20
 # Characters of a leaf that is sooner written again.
 _SHORT = 16
-_WRITTEN_ANEW = (tuple, set, frozenset, bytes, Global, Opaque)
+_WRITTEN_ANEW = (tuple, set, frozenset, bytes, Long, Global, Opaque)
+_PLAIN = frozenset({str, int, float, bool, type(None)})
 # Leaves that JSON holds as they are; a container is a leaf when it is empty.
-_FAITHFUL = frozenset({str, int, float, bool, type(None), dict, Ordered, list})
+_NESTED = frozenset({dict, Ordered, list, tuple})
+_FAITHFUL = _PLAIN | {dict, Ordered, list}
 
 
 class Flat(NamedTuple):
     """Tensors in the order of the file, values by dotted name, and `TensorFile.kinds`."""
 
     tensors: tuple[TensorInfo, ...]
-    values: dict[str, Any]
-    kinds: dict[str, str]
+    values: Mapping[str, Any]
+    kinds: Mapping[str, str]
 
 
-def flatten(root: Any, size: int | None = None, room: int | None = None) -> Flat:
+def flatten(root: Any, size: int | None = None, room: int | None = None, shared: Set[int] | None = None) -> Flat:
     """What a pickle of `size` bytes held, by name, where there is `room` for it (see `_inert.Earned`).
+
+    `shared` are the containers that stand in more than one place, where that is known.
 
     A container without tensors is told once: where it is met again, the value says which name it is the same
     as. So a few kilobytes that unfold to 2**60 leaves cost what they weigh. Raises CkptError for what is nested
     deeper than MAX_DEPTH, and for what unfolds to more names or characters than its size allows.
     """
     size = MAX_NAMES if size is None else size
-    walk = _Walk(root, size, Earned(size).room if room is None else room)
+    walk = _Walk(root, size, Earned(size).room if room is None else room, shared)
     walk.run()
-    return Flat(tuple(walk.tensors), walk.values, walk.kinds)
+    if not any(type(value) is Run for value in walk.values.values()):
+        return Flat(tuple(walk.tensors), walk.values, walk.kinds)
+    return Flat(tuple(walk.tensors), Values(walk.values, leaves), Values(walk.kinds, kinds))
 
 
 class _Walk:
-    def __init__(self, root: Any, size: int, room: int) -> None:
+    def __init__(self, root: Any, size: int, room: int, shared: Set[int] | None) -> None:
         self.root = root
         self.room = room
+        self.shared = shared
         self.most_names = min(MAX_NAMES, _NAMES + _NAMES_PER_BYTE * size)
         self.most_text = min(MAX_TEXT, _TEXT + _TEXT_PER_BYTE * size)
         self.tensors: list[TensorInfo] = []
         self.values: dict[str, Any] = {}
-        self.kinds: dict[str, str] = {}
+        self.kinds: dict[str, Any] = {}
         self.first: dict[int, str] = {}
         self.leaves: dict[int, tuple[int, Any]] = {}
         self.path: set[int] = set()
         # The containers around the present place: name, container, and the members still to come.
         self.around: list[tuple[str, Any, Iterator[tuple[Any, Any]]]] = []
+        # Those of them whose members' names may be those of others.
+        self.unclear: set[int] = set()
         self.twins: dict[str, dict[int, int]] = {}
         self.bearing: set[int] | None = None
         self.names = 0
@@ -87,9 +97,12 @@ class _Walk:
                     below = f"{name}.{word}" if name else word
                 if self.enter(below, child):
                     break
+                if type(child) is TensorInfo and isinstance(value, dict):
+                    value[key] = self.tensors[-1]  # in its place, not beside it
             else:
                 self.around.pop()
                 self.path.discard(id(value))
+                self.unclear.discard(id(value))
 
     def enter(self, name: str, value: Any) -> bool:
         """Takes up a tensor or value; True for a container, whose members are next."""
@@ -97,7 +110,11 @@ class _Walk:
             # One that is tied to another is listed with the name of that.
             self.longest = max(self.longest, len(name))
             self.count(name, 1, _TENSOR + self.longest + _SHOWN * (len(value.shape) + 4 * len(value.pieces)))
-            self.tensors.append(value._replace(name=name or "<root>"))
+            self.tensors.append(TensorInfo(name or "<root>", *value[1:]))
+            return False
+        if type(value) in _PLAIN and name and name not in self.values:
+            self.count(name, 1 + weight_of(value), _VALUE)
+            self.values[name] = value
             return False
         seen = self.first.get(id(value))
         # Before its members are looked at: they may be many, and this the millionth time.
@@ -108,10 +125,14 @@ class _Walk:
             return False
         leaf = self.leaves.get(id(value))
         children = None if leaf else members_of(value)
+        if (children or type(value) is list) and self.is_run(name, value):
+            return False
         if not children:
             leaf = leaf or (weight_of(value), as_json(value) if children is None else empty_as_json(value))
             cost = _VALUE
-            if id(value) not in self.leaves and isinstance(value, _WRITTEN_ANEW):
+            if type(value) is list:
+                cost += _ITEM * length_of(value)
+            elif id(value) not in self.leaves and isinstance(value, _WRITTEN_ANEW):
                 cost += _LEAF + 8 * leaf[0]
                 if leaf[0] > _SHORT or (leaf[0] and isinstance(value, (set, frozenset))):
                     cost += _KEPT
@@ -128,13 +149,29 @@ class _Walk:
             raise CkptError(f"its contents are nested deeper than {MAX_DEPTH} levels")
         self.count(name, 0, _CONTAINER)
         if (
-            isinstance(value, (dict, list)) and (_VALUE + len(name)) * len(value) > self.room
+            isinstance(value, (dict, list)) and (_VALUE + len(name)) * length_of(value) > self.room
         ):  # before the first of them is listed
             raise CkptError("its contents unfold to more than its size allows")
-        self.kinds[name] = "mixed" if name in self.kinds else kind_of(value)
+        self.kinds[name] = kind = "mixed" if name in self.kinds else kind_of(value)
+        if not is_clear(value, kind):
+            self.unclear.add(id(value))
         self.first.setdefault(id(value), name)
         self.path.add(id(value))
         self.around.append((name, value, iter(children)))
+        return True
+
+    def is_run(self, name: str, value: Any) -> bool:
+        """Takes up a container of very many plain values as it is."""
+        if self.shared is None or self.unclear or type(value) not in _NESTED or not value:
+            return False
+        size = size_of(value, self.shared, len(name))
+        if size is None or (size.total < MANY and not (size.total == 1 < len(value))):
+            return False
+        self.names += size.total - 1
+        self.text += size.characters - len(name)
+        self.count(name, 0, _VALUE)
+        self.values[name] = self.kinds[name] = Run(value, size.total)
+        self.first.setdefault(id(value), name)
         return True
 
     def word(self, key: Any) -> str:

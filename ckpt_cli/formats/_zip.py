@@ -12,8 +12,9 @@ import zlib
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from ckpt_cli.errors import CkptError, Damaged
+from ckpt_cli.errors import CkptError, Damaged, counted
 from ckpt_cli.formats import ByteSource
+from ckpt_cli.formats._entries import Entries, Record
 from ckpt_cli.formats._inert import quoted, shown
 from ckpt_cli.formats._stream import BLOCK, Stream, blocks
 
@@ -42,28 +43,17 @@ _FOLDER = 0x10
 _DESCRIBED = 0x0008
 
 
-class Record(NamedTuple):
-    """One entry: `packed` bytes on disk, `bytes` when unpacked; `header` is where its local header begins."""
-
-    name: str
-    header: int
-    packed: int
-    bytes: int
-    method: int
-    crc32: int
-
-
 class Archive(NamedTuple):
     """The records by name, in the directory's order. `checked` is false when no CRC was written at all."""
 
-    records: dict[str, Record]
+    records: Entries
     checked: bool
     end: int
     notes: tuple[str, ...]
 
     def skipped(self, record: Record) -> bool:
         """Whether it is a storage that torch was told to leave room for (skip_data): alone without a CRC32."""
-        return self.checked and not record.crc32 and record.bytes > 0 and "/data/" in record.name
+        return self.checked and not record.crc32 and record.bytes > 0 and b"/data/" in record.raw
 
     def lacks_crc(self, record: Record) -> bool:
         """Whether no CRC32 was written with it: with none at all, or with a storage that was skipped."""
@@ -83,7 +73,7 @@ def read_archive(source: ByteSource) -> Archive:
     if end + _END.size + comment > source.size:
         raise Damaged(f"{source.path} is truncated: it ends within the comment of its zip archive", kind="truncated")
     if end + _END.size + comment != source.size:
-        notes.append(f"{source.size - end - _END.size - comment} bytes follow the end of the zip archive")
+        notes.append(f"{counted(source.size - end - _END.size - comment, 'byte')} after the end of the zip archive")
     stop = end
     wide = _wide_end(source, end)
     if wide:
@@ -102,7 +92,7 @@ def read_archive(source: ByteSource) -> Archive:
     records = _directory(source, start, start + size)
     if count != len(records) and (wide or count != _FULL[0]):
         raise CkptError(f"{source.path} breaks the zip format: {count} entries announced, {len(records)} there")
-    return Archive(records, any(record.crc32 for record in records.values()), start, tuple(notes))
+    return Archive(records, records.checked, start, tuple(notes))
 
 
 def _wide_end(source: ByteSource, end: int) -> tuple[int, int, int, int] | None:
@@ -125,9 +115,11 @@ def _too_many(source: ByteSource) -> CkptError:
     return CkptError(f"{source.path} is refused: its zip archive has more than {_MAX_RECORDS} records, or immense ones")
 
 
-def _directory(source: ByteSource, limit: int, stop: int) -> dict[str, Record]:
+def _directory(source: ByteSource, limit: int, stop: int) -> Entries:
     """The records, whose bytes end at `limit`, where the directory begins."""
-    records: dict[str, Record] = {}
+    records = Entries()
+    known = records.raws
+    capital: set[bytes] = set()
     data, at, read = b"", 0, limit
     while at < len(data) or read < stop:
         if len(data) - at < _MAX_ENTRY and read < stop:
@@ -148,12 +140,16 @@ def _directory(source: ByteSource, limit: int, stop: int) -> dict[str, Record]:
         if at > len(data):
             raise CkptError(f"{source.path} breaks the zip format: its directory ends within an entry")
         try:
-            name = raw.decode()
+            raw.decode()
         except UnicodeDecodeError as error:
             raise CkptError(f"{source.path} breaks the zip format: an entry's name is not UTF-8") from error
-        size, packed, header = wide_sizes(extra, size, packed, header)
+        if FULL in (size, packed, header):
+            size, packed, header = wide_sizes(extra, size, packed, header)
         problem = None
-        if name in records:
+        # torch looks for names without regard to case; the root is the same for all, or the file is none of torch's.
+        below = raw.partition(b"/")[2]
+        small = below.lower()
+        if raw in known or small in capital or (small != below and raw[: -len(below)] + small in known):
             problem = "stands twice: readers differ on which one counts"
         elif disk not in (0, 1):  # as torch has it
             problem = "lies in another file of several"
@@ -170,8 +166,10 @@ def _directory(source: ByteSource, limit: int, stop: int) -> dict[str, Record]:
         elif header + LOCAL.size + len(raw) + packed > limit:
             problem = "reaches beyond the archive"
         if problem:
-            raise CkptError(f"{source.path} breaks the zip format: entry {quoted(name)} {problem}")
-        records[name] = Record(name, header, packed, size, method, crc)
+            raise CkptError(f"{source.path} breaks the zip format: entry {quoted(raw.decode())} {problem}")
+        records.add(raw, header, packed, size, method, crc)
+        if small != below:
+            capital.add(small)
     return records
 
 
@@ -205,7 +203,7 @@ def local_header(source: ByteSource, archive: Archive, record: Record) -> Local:
 
     Raises Damaged when it is not there or names another entry.
     """
-    raw = record.name.encode()
+    raw = record.raw
     head = source.read_at(record.header, LOCAL.size + len(raw))
     signature, _, flags, method, _, _, crc, packed, size, name_size, extra_size = LOCAL.unpack_from(head)
     start: int = record.header + LOCAL.size + name_size + extra_size

@@ -10,21 +10,26 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from ckpt_cli.checkpoint import ForeignGlobal, Storage, TensorFile, TensorInfo
-from ckpt_cli.errors import CkptError, Damaged
+from ckpt_cli.errors import CkptError, Damaged, counted
 from ckpt_cli.formats import ByteSource, Files, Window, formats
-from ckpt_cli.formats._dcp_index import MODULES, Chunk, Index, IndexedTensor, Slice, read_index
+from ckpt_cli.formats._dcp_classes import MODULES, Key, Slice
+from ckpt_cli.formats._dcp_index import Chunk, IndexedTensor, read_index
 from ckpt_cli.formats._dtypes import ITEMSIZE
 from ckpt_cli.formats._inert import RunsCode, quoted, shown
 from ckpt_cli.shapes import contiguous_stride, tiling_fault
 
 NAME = "dcp"
+# The dtype and shape of a tensor.
+Held = tuple[str, tuple[int, ...]]
 _MARKS = tuple(f"{module}.metadata".encode() for module in MODULES)
 _ONE_RANK = re.compile(r"__[0-9]+\.metadata(\.tmp)?")
 _HEAD = 512
+# The beginning of a pickle: of protocol 2 and later, and of an object by protocol 0 or 1, under Python 2's name too.
+_PICKLED = (b"\x80", b"ccopyreg\n", b"ccopy_reg\n")
 # Of the entries that are no tensors (a step, a learning rate, a state of a data loader): each, together, in number.
 _MAX_VALUE = 1 << 20
 _MAX_VALUES_BYTES = 16 << 20
@@ -33,16 +38,19 @@ _MAX_VALUES = 4096
 
 def matches(head: bytes, size: int) -> bool:
     """A pickle whose first name is of the module that describes such checkpoints."""
-    return head[:1] == b"\x80" and any(mark in head[:96] for mark in _MARKS)
+    return head.startswith(_PICKLED) and any(mark in head[:96] for mark in _MARKS)
 
 
 def check(source: ByteSource) -> None:
     """The index, and that every data file is there and as long as the index needs it to be."""
-    index = read_index(source)
-    _tensors(source, index)
     needed: dict[str, int] = {}
-    for _, (storage, _) in index.slices:
+
+    def need(_: Key, place: Slice) -> None:
+        storage = place.storage
         needed[storage.file] = max(needed.get(storage.file, 0), storage.offset + storage.bytes)
+
+    alone = _is_alone(source)
+    read_index(source, need, lambda tensor: _tensor(source, tensor, alone))
     for path, length in needed.items():
         try:
             there = os.stat(path).st_size
@@ -52,95 +60,114 @@ def check(source: ByteSource) -> None:
         except OSError as error:
             raise CkptError(f"{path} cannot be read: {error.strerror}", path=path, kind="unreadable-part") from error
         if there < length:
-            raise Damaged(
-                f"{path} is truncated: {length - there} bytes of its data are missing", path=path, kind="truncated"
-            )
+            what = f"{path} is truncated: it lacks {counted(length - there, 'byte')} of its data"
+            raise Damaged(what, path=path, kind="truncated")
 
 
 def records(source: ByteSource) -> Iterable[Storage]:
     """Each entry's archive in a data file; its CRC32s are in the archive. What went through something has it packed."""
-    for name, (storage, transforms) in sorted(
-        read_index(source).slices, key=lambda item: (item[1].storage[1:3], item[0])
-    ):
-        yield storage._replace(name=name, packed=storage.bytes if transforms else 0)
+    return (storage for storage, _ in placed(source))
+
+
+def placed(source: ByteSource) -> Iterable[tuple[Storage, Held | None]]:
+    """The same with the dtype and shape of the tensor that each must hold; None for what is none."""
+    found: list[Storage] = []
+    held: dict[tuple[str, int], Held] = {}
+
+    def hold(tensor: IndexedTensor) -> None:
+        for chunk in tensor.chunks:
+            if chunk.place and not chunk.place.transforms and tensor.layout == "strided":
+                held[chunk.place.storage[1:3]] = (tensor.dtype, chunk.sizes)
+
+    def note(key: Key, place: Slice) -> None:
+        name = f"{key.name} at {list(key.offsets)}" if key.offsets else key.name
+        found.append(place.storage._replace(name=name, packed=place.storage.bytes if place.transforms else 0))
+
+    read_index(source, note, hold)
+    found.sort(key=lambda storage: (storage.file, storage.offset, storage.name))
+    return [(storage, held.get(storage[1:3])) for storage in found]
 
 
 def index(source: ByteSource) -> TensorFile:
     """As `read`, without opening a data file: there are no values."""
-    return _file(source, read_index(source))
+    return _read(source)[0]
 
 
 def read(source: ByteSource) -> TensorFile:
-    found = read_index(source)
-    file = _file(source, found)
+    file, places = _read(source)
     tensors, notes, foreign = list(file.tensors), list(file.notes), dict.fromkeys(file.foreign_globals)
     values: dict[str, Any] = {}
     spent = 0
     unread = []
     with Files() as files:
-        for number, (name, place) in enumerate(found.values):
-            spent += place.storage.bytes if place.storage.bytes <= _MAX_VALUE else 0
+        for number, (name, (storage, transforms)) in enumerate(places):
+            spent += storage.bytes if storage.bytes <= _MAX_VALUE else 0
             inner: TensorFile | str
-            if place.transforms:
-                inner = f"<{place.storage.bytes} bytes, packed with {', '.join(place.transforms)}>"
-            elif place.storage.bytes > _MAX_VALUE or spent > _MAX_VALUES_BYTES or number >= _MAX_VALUES:
-                inner = f"<{place.storage.bytes} bytes in {place.storage.name}>"
+            if transforms:
+                inner = f"<{storage.bytes} bytes, packed with {', '.join(transforms)}>"
+            elif storage.bytes > _MAX_VALUE or spent > _MAX_VALUES_BYTES or number >= _MAX_VALUES:
+                inner = f"<{storage.bytes} bytes in {storage.name}>"
             else:
-                inner = _value(files, place)
+                inner = _value(files, storage)
             if isinstance(inner, str):
                 values[name] = inner
                 unread.append(name)
                 continue
             values.update({_below(name, key): value for key, value in inner.values.items()})
-            tensors.extend(_moved(name, tensor, place.storage) for tensor in inner.tensors)
+            tensors.extend(_moved(name, tensor, storage) for tensor in inner.tensors)
             foreign.update(dict.fromkeys(inner.foreign_globals))
     if unread:
         first = ", ".join(map(shown, unread[:3])) + ", ..." * (len(unread) > 3)
-        notes.append(f"{len(unread)} of its values were not read: {first}")
+        notes.append(f"{counted(len(unread), 'value')} not read: {first}")
     return file._replace(tensors=tuple(tensors), values=values, notes=tuple(notes), foreign_globals=tuple(foreign))
 
 
-def _file(source: ByteSource, found: Index) -> TensorFile:
+def _read(source: ByteSource) -> tuple[TensorFile, Sequence[tuple[str, Slice]]]:
+    """What the index tells, and where its values are."""
+    tensors: list[TensorInfo] = []
+    storages: list[Storage] = []
+    alone = _is_alone(source)
+    found = read_index(
+        source,
+        lambda _, place: storages.append(place.storage),
+        lambda tensor: tensors.append(_tensor(source, tensor, alone)),
+    )
     foreign = tuple(ForeignGlobal(name, False) for name in found.foreign)
-    storages = tuple(place.storage for _, place in found.slices)
-    return TensorFile(source.path, NAME, _tensors(source, found), {}, foreign, storages, found.notes)
+    return TensorFile(source.path, NAME, tuple(tensors), {}, foreign, tuple(storages), found.notes), found.values
 
 
-def _tensors(source: ByteSource, found: Index) -> tuple[TensorInfo, ...]:
-    alone = not _ONE_RANK.fullmatch(os.path.basename(source.path))
-    return tuple(_tensor(source, tensor, alone) for tensor in found.tensors)
+def _is_alone(source: ByteSource) -> bool:
+    """Whether no other rank has an index of its own."""
+    return not _ONE_RANK.fullmatch(os.path.basename(source.path))
 
 
 def _tensor(source: ByteSource, tensor: IndexedTensor, alone: bool) -> TensorInfo:
     """Its chunks must tile it, or, where other ranks have an index too, not lie over each other."""
     itemsize = ITEMSIZE[tensor.dtype]
-    whole = TensorInfo(
-        tensor.name, tensor.dtype, tensor.shape, contiguous_stride(tensor.shape), 0, itemsize, None, "chunked"
-    )
+    stride = contiguous_stride(tensor.shape)
+    whole = TensorInfo(tensor.name, tensor.dtype, tensor.shape, stride, 0, itemsize, None, "chunked")
     if tensor.layout != "strided":
         return whole._replace(form=tensor.layout)
     fault = tiling_fault(tensor.shape, [(chunk.offsets, chunk.sizes) for chunk in tensor.chunks])
     if fault and (alone or not fault.startswith("its pieces hold")):
         raise Damaged(f"{source.path}: the chunks of tensor {quoted(tensor.name)} do not make it up: {fault}")
     pieces = tuple(
-        (chunk.offsets, _piece(tensor, chunk, chunk.place, itemsize)) for chunk in tensor.chunks if chunk.place
+        (chunk.offsets, _piece(whole, chunk, chunk.place)) for chunk in tensor.chunks if chunk.place is not None
     )
     return whole._replace(form="slice" if fault else "chunked", pieces=pieces)
 
 
-def _piece(tensor: IndexedTensor, chunk: Chunk, place: Slice, itemsize: int) -> TensorInfo:
+def _piece(whole: TensorInfo, chunk: Chunk, place: Slice) -> TensorInfo:
     form = f"packed with {', '.join(place.transforms)}" if place.transforms else "archived"
-    return TensorInfo(
-        tensor.name, tensor.dtype, chunk.sizes, contiguous_stride(chunk.sizes), 0, itemsize, place.storage, form
-    )  # fmt: skip
+    stride = whole.stride if chunk.sizes == whole.shape else contiguous_stride(chunk.sizes)
+    return whole._replace(shape=chunk.sizes, stride=stride, storage=place.storage, form=form)
 
 
-def _value(files: Files, place: Slice) -> TensorFile | str:
+def _value(files: Files, storage: Storage) -> TensorFile | str:
     """What a value's archive holds, or what stands for it where its file is not there or it is no archive of torch.
 
     Raises Damaged where it is not as it was written, and RunsCode.
     """
-    storage = place.storage
     try:
         window = Window(files.at(storage.file), storage.offset, storage.bytes)
         head = window.read_at(0, min(_HEAD, window.size))

@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from ckpt_cli.checkpoint import Storage, TensorFile, TensorInfo
-from ckpt_cli.errors import CkptError, Damaged
+from ckpt_cli.errors import CkptError, Damaged, counted
 from ckpt_cli.formats import ByteSource
 from ckpt_cli.formats._dtypes import ITEMSIZE
 from ckpt_cli.formats._header import METADATA, Refused, Repeated, check_depth, members
@@ -24,8 +24,12 @@ NAME = "safetensors"
 MAX_HEADER = 100_000_000
 # The largest model has some thousands of tensors, and hardly one of nothing; each takes a thousand bytes of memory.
 _MAX_EMPTY = 30_000
+# No writer makes two of one name; they would be a way to fill a header with what takes no byte of the data.
+_MAX_TWICE = 100_000
 _U64 = 2**64
-# First and last byte, torch dtype, shape and bytes per element.
+# Where its bytes begin and end, and its dtype code and shape, as the header has them.
+_Described = tuple[int, int, str, tuple[int, ...]]
+# The first two, and torch's dtype, shape and bytes per element.
 _Placed = tuple[int, int, str, tuple[int, ...], int]
 # What torch's HuggingFaceStorageWriter says where each tensor of a file is a slice of one that lies in several.
 _SLICES = "DCP_SHARDING_INFO"
@@ -87,11 +91,10 @@ def read(source: ByteSource) -> TensorFile:
             raise _broken(source, f"the bytes of tensor {quoted(name)} do not follow on those before it")
         end = last
     if start + end > source.size:
-        raise Damaged(
-            f"{source.path} is truncated: {start + end - source.size} bytes of its data are missing", kind="truncated"
-        )
+        lost = counted(start + end - source.size, "byte")
+        raise Damaged(f"{source.path} is truncated: it lacks {lost} of its data", kind="truncated")
     if start + end < source.size:
-        raise _broken(source, f"{source.size - start - end} bytes follow its data")
+        raise _broken(source, f"{counted(source.size - start - end, 'byte')} after its data")
     tensors = []
     for name, (first, last, dtype, shape, itemsize) in placed.items():
         storage = Storage(name, source.path, start + first, last - first)
@@ -113,14 +116,15 @@ def _header(source: ByteSource) -> tuple[dict[str, _Placed], dict[str, str] | No
         raise _broken(source, f"its header of {length} bytes is larger than {MAX_HEADER}")
     if 8 + length > source.size:
         raise Damaged(f"{source.path} is truncated: it ends within its header", kind="truncated")
-    placed: dict[str, _Placed] = {}
+    described: dict[str, _Described] = {}
     told: list[Any] = []
-    nothing = 0
+    nothing = twice = 0
     try:
         for name, entry in members(source, 8, 8 + length):
             if name != METADATA:
-                # Of two that are called alike the library reads both, and forgets the first.
-                placed[name] = found = _tensor(source, name, entry)
+                # Of two that are called alike the library reads both, and forgets the first before it looks at sizes.
+                twice += name in described
+                described[name] = found = _described(source, name, entry)
                 nothing += found[0] == found[1]
             elif told or not isinstance(entry, (dict, type(None))):
                 raise _broken(source, "its __metadata__ stands twice, or is something else than texts")
@@ -128,15 +132,18 @@ def _header(source: ByteSource) -> tuple[dict[str, _Placed], dict[str, str] | No
                 told.append(entry)
             if nothing > _MAX_EMPTY:
                 raise _broken(source, f"it has more than {_MAX_EMPTY} tensors without a byte")
+            if twice > _MAX_TWICE:
+                raise _broken(source, f"it has more than {_MAX_TWICE} tensors of names that stand twice")
     except Refused as error:
         raise _broken(source, f"its header {error}") from error
     except ValueError as error:
         raise _broken(source, f"its header is not JSON: {error}") from error
+    placed = {name: _placed(source, name, *found) for name, found in described.items()}
     return placed, told[0] if told else None, 8 + length
 
 
-def _described(source: ByteSource, name: str, entry: Any) -> tuple[str, list[int], list[int]]:
-    """dtype code, shape and offsets of one header entry, each of its type."""
+def _described(source: ByteSource, name: str, entry: Any) -> _Described:
+    """What one header entry says, each part of its type."""
     if type(entry) is not dict or len(entry) > len(_FIELDS):
         check_depth(entry)
     if isinstance(entry, list) and len(entry) == len(_FIELDS):
@@ -154,23 +161,22 @@ def _described(source: ByteSource, name: str, entry: Any) -> tuple[str, list[int
         raise _broken(source, f"tensor {quoted(name)} has a shape that is no list of sizes")
     if not isinstance(offsets, list) or len(offsets) != 2 or not all(type(n) is int and 0 <= n < _U64 for n in offsets):
         raise _broken(source, f"tensor {quoted(name)} has no two data_offsets")
-    return code, shape, offsets
+    return offsets[0], offsets[1], code, tuple(shape)
 
 
-def _tensor(source: ByteSource, name: str, entry: Any) -> _Placed:
+def _placed(source: ByteSource, name: str, first: int, last: int, code: str, shape: tuple[int, ...]) -> _Placed:
     """One header entry, held against itself."""
-    code, shape, offsets = _described(source, name, entry)
     dtype, bits = DTYPES[code]
     total = 1
     for size in (*shape, bits):
         total *= size
         if total >= _U64:
             raise _broken(source, f"the size of tensor {quoted(name)} overflows")
-    if total % 8 or total // 8 != offsets[1] - offsets[0]:
+    if total % 8 or total // 8 != last - first:
         raise _broken(source, f"the shape of tensor {quoted(name)} does not fit its bytes")
     if code == "F4" and shape:
-        shape = [*shape[:-1], shape[-1] // 2]  # torch packs two in one element
-    return offsets[0], offsets[1], dtype, tuple(shape), ITEMSIZE.get(dtype, 1)
+        shape = (*shape[:-1], shape[-1] // 2)  # torch packs two in one element
+    return first, last, dtype, shape, ITEMSIZE.get(dtype, 1)
 
 
 def _slices(source: ByteSource, text: str | None) -> dict[str, Any]:

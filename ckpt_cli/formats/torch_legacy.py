@@ -11,17 +11,19 @@ from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple, TypeVar
 
 from ckpt_cli.checkpoint import Storage, TensorFile, TensorInfo
-from ckpt_cli.errors import CkptError, Damaged
+from ckpt_cli.errors import CkptError, Damaged, counted
 from ckpt_cli.formats import ByteSource, _pickle, _tree
 from ckpt_cli.formats._inert import Malformed, RunsCode, Truncated, quoted, shown
+from ckpt_cli.formats._records import Ahead
 from ckpt_cli.formats._stream import range_of
 from ckpt_cli.formats._torch import Interpreted, StorageId, interpret, refusing
 
 NAME = "torch-legacy"
 _MAGIC = 0x1950A86A20F9469CFC6C
 _PROTOCOL = 1001
-# LONG1 of ten bytes: how every pickle protocol that torch allows spells the magic number.
+# LONG1 of ten bytes: how pickle protocols from 2 on spell the magic number; and how those before do.
 _SPELLED = b"\x8a\x0a" + _MAGIC.to_bytes(10, "little") + b"."
+_IN_DIGITS = b"L%dL\n." % _MAGIC
 _MAX_PICKLES = 256 << 20
 
 
@@ -41,7 +43,7 @@ def matches(head: bytes, size: int) -> bool:
     """The magic number, or as much of it as an interrupted write left."""
     if size < len(_SPELLED) + 2:
         return size > 0 and (b"\x80\x02" + _SPELLED).startswith(head)
-    return head[:1] == b"\x80" and _SPELLED in head[:32]
+    return (head[:1] == b"\x80" and _SPELLED in head[:32]) or head.startswith(_IN_DIGITS)
 
 
 def check(source: ByteSource) -> None:
@@ -84,49 +86,55 @@ def _head(source: ByteSource) -> _Head:
         # Only a number is shown: the text of a value that holds itself many times over never ends.
         told = quoted(str(protocol)) if type(protocol) is int else type(protocol).__name__
         raise CkptError(f"{source.path} is a legacy torch file of an unknown protocol ({told})")
-    wanted: dict[str, StorageId] = {}
+    wanted: dict[str, Storage] = {}
+    itemsizes: dict[str, int] = {}
 
     def note(storage: StorageId) -> Storage:
-        if wanted.setdefault(storage.key, storage).bytes != storage.bytes:
+        if storage.key in wanted:
             raise CkptError(f"{source.path}: its pickle gives storage {quoted(storage.key)} two lengths")
-        return Storage(storage.key, source.path, 0, storage.bytes)
+        itemsizes[storage.key] = storage.itemsize
+        wanted[storage.key] = Storage(storage.key, source.path, 0, storage.bytes)
+        return wanted[storage.key]
 
     objects = interpret(source.path, range_of(source, at, most), note, False, source.size, room)
     keys = _pickle.load(range_of(source, objects.end, most), {}, {}, _nothing, source.size, objects.room)
     objects = objects._replace(room=keys.room)
-    return _Head(objects, objects.end - at, _place(source, keys.value, keys.end, wanted), keys.end)
+    return _Head(objects, objects.end - at, _place(source, keys.value, keys.end, wanted, itemsizes), keys.end)
 
 
 def _read(source: ByteSource) -> TensorFile:
     objects, length, storages, end = _head(source)
     with refusing(source.path):
-        flat = _tree.flatten(objects.value, length, objects.room)
-    tensors = tuple(_placed(tensor, storages) for tensor in flat.tensors)
+        tensors, values, kinds = _tree.flatten(objects.value, length, objects.room, objects.shared)
+    tensors = tuple(_placed(tensor, storages) for tensor in tensors)
     end = max((storage.offset + storage.bytes for storage in storages.values()), default=end)
-    notes = (f"{source.size - end} bytes follow the last storage",) if end < source.size else ()
+    notes = (f"{counted(source.size - end, 'byte')} after the last storage",) if end < source.size else ()
     foreign, found = objects.foreign_globals, tuple(storages.values())
-    return TensorFile(source.path, NAME, tensors, flat.values, foreign, found, notes, flat.kinds)
+    return TensorFile(source.path, NAME, tensors, values, foreign, found, notes, kinds)
 
 
-def _place(source: ByteSource, keys: Any, at: int, wanted: dict[str, StorageId]) -> dict[str, Storage]:
+def _place(
+    source: ByteSource, keys: Any, at: int, wanted: dict[str, Storage], itemsizes: dict[str, int]
+) -> dict[str, Storage]:
     """Where each storage lies. Raises Damaged where the file ends before, or a length is not what the objects need."""
     if not isinstance(keys, list) or not all(isinstance(key, str) for key in keys):
         raise CkptError(f"{source.path} has no list of storages")
     storages: dict[str, Storage] = {}
+    ahead = Ahead(source, source.size)
     for key in keys:
         storage = wanted.get(key)
         if storage is None or key in storages:
             raise CkptError(f"{source.path} lists the storage {quoted(key)}, which its objects do not name once")
         if at + 8 + storage.bytes > source.size:
             raise Damaged(f"{source.path} is truncated: it ends within storage {shown(key)}", kind="truncated")
-        count = int.from_bytes(source.read_at(at, 8), "little")
-        if count * storage.itemsize != storage.bytes:
+        count = int.from_bytes(ahead.read_at(at, 8), "little")
+        if count * itemsizes[key] != storage.bytes:
             raise Damaged(
                 f"{source.path}: storage {shown(key)} is not as long as its tensors need",
                 kind="short-record",
                 record=key,
             )
-        storages[key] = Storage(key, source.path, at + 8, storage.bytes)
+        storages[storage.name] = Storage(storage.name, source.path, at + 8, storage.bytes)
         at += 8 + storage.bytes
     if len(storages) != len(wanted):
         lost = next(key for key in wanted if key not in storages)
@@ -138,8 +146,9 @@ def _place(source: ByteSource, keys: Any, at: int, wanted: dict[str, StorageId])
 
 def _placed(tensor: TensorInfo, storages: dict[str, Storage]) -> TensorInfo:
     """The tensor, and what it is made of, as views of the storages of the same names."""
-    pieces = tuple((key, _placed(piece, storages)) for key, piece in tensor.pieces)
-    return tensor._replace(storage=tensor.storage and storages[tensor.storage.name], pieces=pieces)
+    if tensor.pieces:
+        tensor = tensor._replace(pieces=tuple((key, _placed(piece, storages)) for key, piece in tensor.pieces))
+    return tensor if tensor.storage is None else tensor._replace(storage=storages[tensor.storage.name])
 
 
 def _nothing(pid: Any) -> Any:

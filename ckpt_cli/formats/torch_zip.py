@@ -12,17 +12,19 @@ from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 from ckpt_cli.checkpoint import Storage, TensorFile
-from ckpt_cli.errors import CkptError, Damaged
+from ckpt_cli.errors import CkptError, Damaged, counted
 from ckpt_cli.formats import ByteSource, _records, _torchscript, _tree, _zip
-from ckpt_cli.formats._inert import quoted, shown
+from ckpt_cli.formats._inert import Malformed, quoted, shown
 from ckpt_cli.formats._stream import Stream
-from ckpt_cli.formats._torch import StorageId, Unpickled, interpret, refusing, unpickle
+from ckpt_cli.formats._torch import StorageId, Unpickled, by_name, interpret, refusing
 
 NAME = "torch-zip"
 _MAX_PICKLE = 256 << 20
 # Bytes of code when it is unpacked: of a large archive most are weights.
 _MUCH_CODE, _CODE_PER_BYTE = 4 << 20, 2
 _MAX_VERSION = 10
+# Modules and attributes that code may declare: of the largest some ten thousands.
+_MAX_TOLD = 200_000
 
 
 def matches(head: bytes, size: int) -> bool:
@@ -44,43 +46,43 @@ def records(source: ByteSource) -> Iterable[Storage]:
 def read(source: ByteSource) -> TensorFile:
     archive = _zip.read_archive(source)
     root = _root(source, archive)
-    offsets, notes = _records.walk(source, archive)
-    file = _File(source, archive, root, offsets, [*archive.notes, *notes], {})
-    version = file.record("version", 64)
+    file = _File(source, archive, root, [*archive.notes, *_records.walk(source, archive)], [])
+    version = file.record(".data/version", 64) or file.record("version", 64)  # in torch's order
     number = b"1" if version is None else version.strip()
     if not number.isdigit() or len(number) > 6 or not 1 <= int(number) <= _MAX_VERSION:
         raise CkptError(f"{source.path} is of the unknown file version {number.decode('latin-1')!a}")
-    order = (file.record("byteorder", 64) or b"little").strip()
-    if order not in (b"little", b"big"):
+    order = file.record("byteorder", 64)
+    if order not in (None, b"little", b"big"):
         raise CkptError(f"{source.path} has the unknown byte order {order.decode('latin-1')!a}")
     swapped = order == b"big"
+    skipped = sum(map(archive.skipped, archive.records.bare()))
     if f"{root}/constants.pkl" in archive.records:
         container, read = "torchscript", _script(file, swapped)
     else:
         container, data = NAME, file.stream("data.pkl")
-        read = unpickle(source.path, data, file.find("data"), swapped, source.size)
+        found = interpret(source.path, data, file.find("data"), swapped, source.size)
+        archive.records.clear()  # nothing more is looked up, and names and tensors take as much again
+        read = by_name(source.path, found, found.end)
         file.note_rest("the pickle", data, read.end)
     if version is None:  # torch does not load without it; that the pickle would run code is the worse news
         what = f"{source.path}: record {shown(f'{root}/version')} is missing"
         raise Damaged(what, kind="missing-record", record=f"{root}/version")
-    skipped = sum(archive.skipped(record) for record in archive.records.values())
     if skipped:
-        file.notes.append(f"{skipped} of its storages were saved without their data, or filled in later: no CRC32")
-    storages = tuple(file.storages.values())
+        file.notes.append(f"{counted(skipped, 'storage')} saved without data, or filled in later: no CRC32")
+    storages = tuple(file.storages)
     return TensorFile(
         source.path, container, read.tensors, read.values, read.foreign_globals, storages, tuple(file.notes), read.kinds
     )
 
 
 class _File(NamedTuple):
-    """An archive that is being read, what is to be said of it, and the storages met so far by record."""
+    """An archive that is being read, what is to be said of it, and the storages met so far."""
 
     source: ByteSource
     archive: _zip.Archive
     root: str
-    offsets: dict[str, int]
     notes: list[str]
-    storages: dict[str, Storage]
+    storages: list[Storage]
 
     def record(self, name: str, limit: int) -> bytes | None:
         entry = self.archive.records.get(f"{self.root}/{name}")
@@ -96,44 +98,47 @@ class _File(NamedTuple):
 
         def find(wanted: StorageId) -> Storage:
             name = f"{self.root}/{folder}/{wanted.key}"
-            storage = self.storages.get(name)
-            if storage is None:
-                if name not in self.offsets:
-                    what = f"{self.source.path}: record {shown(name)} is missing"
-                    raise Damaged(what, kind="missing-record", record=name)
-                key = wanted.key if folder == "data" else f"{folder}/{wanted.key}"
-                entry = self.archive.records[name]
-                storage = _records.stored(self.source, self.archive, entry, self.offsets[name], key)
-                self.storages[name] = storage
-            if storage.bytes != wanted.bytes:
+            entry = self.archive.records.find(name)
+            if entry is None:
+                what = f"{self.source.path}: record {shown(name)} is missing"
+                raise Damaged(what, kind="missing-record", record=name)
+            if entry.bytes != wanted.bytes:
                 raise Damaged(
-                    f"{self.source.path}: record {shown(name)} has {storage.bytes} bytes "
+                    f"{self.source.path}: record {shown(name)} has {counted(entry.bytes, 'byte')} "
                     f"where its tensors need {wanted.bytes}",
                     kind="short-record",
                     record=name,
                 )
-            return storage
+            key = wanted.key if folder == "data" else f"{folder}/{wanted.key}"
+            self.storages.append(_records.stored(self.source, self.archive, entry, key))
+            return self.storages[-1]
 
         return find
 
     def note_rest(self, what: str, data: Stream, end: int) -> None:
         if end != data.length:
-            self.notes.append(f"{data.length - end} bytes follow the end of {what}")
+            self.notes.append(f"{counted(data.length - end, 'byte')} after the end of {what}")
 
 
 def _script(file: _File, swapped: bool) -> Unpickled:
     """A TorchScript module as its state dict, its other attributes beside it, and the constants of its code."""
     path = file.source.path
     classes: dict[str, _torchscript.Names] = {}
+    told = 0
     begin = f"{file.root}/code/"
     texts = [name for name in file.archive.records if name.startswith(begin) and name.endswith(".py")]
     most = min(_MAX_PICKLE, max(_MUCH_CODE, _CODE_PER_BYTE * file.source.size))
     if sum(file.archive.records[name].bytes for name in texts) > most:
         raise CkptError(f"{path} holds more than {most} bytes of code")
     for name in texts:
-        code = _zip.read_record(file.source, file.archive, file.archive.records[name], _MAX_PICKLE)
+        code = _zip.checked_stream(file.source, file.archive, file.archive.records[name], _MAX_PICKLE)
         prefix = name[len(begin) : -len(".py")].replace("/", ".")
-        classes.update(_torchscript.declared(prefix, code.decode("utf-8", "replace")))
+        with refusing(path):
+            for full, names in _torchscript.declared(prefix, code.blocks):
+                classes[full] = names
+                told += 1 + len(names.parameters) + len(names.buffers or ())
+                if told > _MAX_TOLD:
+                    raise Malformed(f"its code declares more than {_MAX_TOLD} modules and attributes")
     data, constants = (file.stream(f"{name}.pkl") for name in ("data", "constants"))
     size = file.source.size
     module = interpret(path, data, file.find("data"), swapped, size, script=True)
@@ -145,19 +150,20 @@ def _script(file: _File, swapped: bool) -> Unpickled:
         tensors, values, _ = _tree.flatten(module.value, module.end, others.room // 2)
         if others.value:
             more = _tree.flatten({"<constants>": others.value}, others.end, others.room // 2)
-            tensors, values = tensors + more[0], values | more[1]
+            tensors, values = tensors + more.tensors, {**values, **more.values}
     foreign = dict.fromkeys(module.foreign_globals + others.foreign_globals)
     return Unpickled(tensors, values, tuple(foreign), module.end, {})
 
 
 def _root(source: ByteSource, archive: _zip.Archive) -> str:
     """The directory that every entry lies in, as torch demands."""
-    first = next(iter(archive.records), "")
-    root, slash, _ = first.partition("/")
-    for name in archive.records:
-        if not slash or not name.startswith(f"{root}/"):
+    root, slash, _ = next(iter(archive.records), "").partition("/")
+    begin = f"{root}/".encode()
+    for raw in archive.records.raws:
+        if not slash or not raw.startswith(begin):
+            entry = quoted(raw.decode())
             raise CkptError(
-                f"{source.path} is a zip archive, but none of torch: its entry {quoted(name)} is not in one root",
+                f"{source.path} is a zip archive, but none of torch: its entry {entry} is not in one root",
                 kind="not-a-checkpoint",
             )
     if f"{root}/data.pkl" not in archive.records:
