@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from ckpt_cli.checkpoint import Checkpoint, Problem
+from ckpt_cli.errors import counted
 from ckpt_cli.integrity import Checked
 from ckpt_cli.revisions import padded
 
@@ -81,7 +82,7 @@ def index_faults(path: str, index: dict[str, Any], files: Mapping[str, Checked])
     metadata = index.get("metadata")
     told = metadata.get("total_size") if isinstance(metadata, dict) else None
     if sizes is not None and type(told) is int and told != sum(sizes.values()):
-        said = f"{os.path.basename(path)} tells of {told} bytes where its shards hold {sum(sizes.values())}"
+        said = f"{os.path.basename(path)} tells of {counted(told, 'byte')} where its shards hold {sum(sizes.values())}"
         yield Problem("index-size", said, path)
 
 
@@ -114,18 +115,19 @@ def _configured(meta: dict[str, Any], shapes: Mapping[str, Shape]) -> Iterator[s
     rows, width = shapes[name]
     vocabulary, wide = config.get("vocab_size"), _number(config, _WIDTHS)
     if type(vocabulary) is int and rows not in {vocabulary, padded(vocabulary) if own else None}:
-        yield f"vocab_size is {vocabulary}, but {name} has {rows} rows"
+        yield f"vocab_size is {vocabulary}, but {name} has {counted(rows, 'row')}"
     if wide is not None and width != wide:
-        yield f"the width is {wide}, but {name} has {width} columns"
+        yield f"the width is {wide}, but {name} has {counted(width, 'column')}"
     layers = _number(config, _LAYERS)
     there = {int(match[1]) for key in shapes if (match := _LAYER.match(key)) and len(match[1]) < 6}
     if layers is not None and there:
         # Published models may have layers besides, such as those that predict more tokens.
+        told = f"the configuration says {counted(layers, 'layer')}"
         missing = sorted(set(range(min(layers, max(there) + 2))) - there)
         if missing:
-            yield f"there are {layers} layers, but layer {missing[0]} has no tensors"
+            yield f"{told}, but layer {missing[0]} has no tensors"
         elif own and max(there) >= layers:
-            yield f"there are {layers} layers, but layer {max(there)} has tensors"
+            yield f"{told}, but layer {max(there)} has tensors"
     if own and wide is not None:
         yield from _heads(config, wide, shapes)
 

@@ -9,19 +9,16 @@ its names.
 from __future__ import annotations
 
 import json
-import math
 import os
-from collections.abc import Iterable, Mapping, Sequence
-from itertools import chain, count
+from collections.abc import Sequence
 from typing import Any
 
 from ckpt_cli.checkpoint import Checkpoint, TensorFile, TensorInfo
+from ckpt_cli.leaves import flat, put_all, unused
 from ckpt_cli.metadata import read_metadata
 from ckpt_cli.origin import unwrapped
 from ckpt_cli.ties import view_of
 
-# Names alike that are told apart by the next number.
-_MANY = 100
 _OURS = "__metadata__.ckpt."
 # What the safetensors library, and torch's distributed checkpoints through it, say of the file itself.
 _FORM = ("format", "DCP_VERSION", "DCP_SHARDING_INFO")
@@ -38,9 +35,9 @@ def metadata_of(checkpoint: Checkpoint | None, file: str | None, read: Sequence[
     own = any(_OURS + "meta" in one.values for one in read)
     if checkpoint and not own and (file is None or role in ("model", "export", "index", "meta", "config")):
         for part in checkpoint.having("meta", "config"):
-            _put_all(leaves, flat(read_metadata(checkpoint._replace(parts=(part,)), None)))
+            put_all(leaves, flat(read_metadata(checkpoint._replace(parts=(part,)), None)))
     for one in read:
-        _put_all(leaves, _own_values(one))
+        put_all(leaves, _own_values(one))
     return leaves
 
 
@@ -51,35 +48,9 @@ def tensors_of(read: Sequence[TensorFile]) -> dict[str, TensorInfo]:
         for tensor in (*one.tensors, *_tied(one)):
             raw = tensor.name
             names = (unwrapped(raw), raw, f"{os.path.basename(one.path)}:{raw}")
-            name = next((name for name in names if name not in found), None) or _unused(names[-1], found)
+            name = next((name for name in names if name not in found), None) or unused(names[-1], found)
             found[name] = tensor
     return found
-
-
-def flat(value: Any, name: str = "") -> dict[str, Any]:
-    """The leaves of nested objects and lists by dotted key, list indexes among them; empty ones are leaves."""
-    leaves: dict[str, Any] = {}
-    pending: list[tuple[str, Any]] = [(name, value)]
-    while pending:
-        name, item = pending.pop()
-        members: Iterable[tuple[Any, Any]] = ()
-        if isinstance(item, dict):
-            members = item.items()
-        elif isinstance(item, list):
-            members = enumerate(item)
-        inner = [(f"{name}.{key}" if name else str(key), member) for key, member in members]
-        if inner:
-            pending.extend(reversed(inner))
-        else:
-            _put_all(leaves, {name or "<root>": item})
-    return leaves
-
-
-def alike(a: Any, b: Any) -> bool:
-    """Whether two JSON scalars are the same: numbers by value, NaN is NaN, and a boolean is no number."""
-    if isinstance(a, bool) is not isinstance(b, bool):
-        return False
-    return bool(a == b) or (isinstance(a, float) and isinstance(b, float) and math.isnan(a) and math.isnan(b))
 
 
 def _own_values(file: TensorFile) -> dict[str, Any]:
@@ -89,24 +60,12 @@ def _own_values(file: TensorFile) -> dict[str, Any]:
     for name, value in file.values.items():
         if name in (_OURS + "meta", _OURS + "values"):
             try:
-                _put_all(leaves, flat(json.loads(value)))
+                put_all(leaves, flat(json.loads(value)))
             except (ValueError, RecursionError):
                 leaves[name] = value
         elif name not in form and not name.startswith(_OURS):
-            _put_all(leaves, flat(value, name))
+            put_all(leaves, flat(value, name))
     return leaves
-
-
-def _put_all(leaves: dict[str, Any], more: Mapping[str, Any]) -> None:
-    """Adds leaves; one whose key is taken by another value gets a key of its own, so that it is not lost."""
-    for key, value in more.items():
-        leaves[key if key not in leaves or alike(leaves[key], value) else _unused(key, leaves)] = value
-
-
-def _unused(name: str, taken: Mapping[str, Any]) -> str:
-    # From 2 on; of very many alike, from a number that none of them can have yet.
-    numbers = chain(range(2, _MANY), count(_MANY + len(taken)))
-    return next(new for number in numbers if (new := f"{name}#{number}") not in taken)
 
 
 def _tied(file: TensorFile) -> list[TensorInfo]:

@@ -11,11 +11,11 @@ from ckpt_cli.checkpoint import Checkpoint, TensorFile, TensorInfo, newest
 from ckpt_cli.contents import paths_of
 from ckpt_cli.discover import SOURCES, discover
 from ckpt_cli.errors import CkptError
-from ckpt_cli.families import Described
+from ckpt_cli.families import Assumption, Described
 from ckpt_cli.formats import dcp
 from ckpt_cli.items import Mapped
 from ckpt_cli.layouts import read_json
-from ckpt_cli.mapping import object_at, object_of, plan, together
+from ckpt_cli.mapping import differing, object_at, object_of, plan, together
 from ckpt_cli.maps import naming_of
 from ckpt_cli.metadata import nested, read_metadata
 from ckpt_cli.origin import Origin, gather
@@ -64,9 +64,11 @@ def describe(
     origin = gather(files)
     meta = _metadata(origin, checkpoint, file)
     found = configuration(meta) or _noted(origin)
+    others: list[tuple[str, Any, Any]] = []
     if config_file:
         supplied = object_at(config_file, own=False)
         inner = configuration(supplied)
+        others = differing(found, inner or supplied)
         found = together(found, inner or supplied, config_file)
         meta = meta if inner is supplied or not inner else {**supplied, **meta}
     found = found or _beside(files[0].path)
@@ -77,6 +79,7 @@ def describe(
     return Described(
         path, layout, source, tensors, found, meta, own if base is None else base, given or {},
         lambda: _mapped(files, checkpoint, config_file),
+        tuple(Assumption(key, mine, f"the source says so; {config_file} says {told!a}") for key, mine, told in others),
     )  # fmt: skip
 
 

@@ -12,8 +12,8 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ckpt_cli.checkpoint import TensorInfo
-from ckpt_cli.comparable import alike
 from ckpt_cli.formats import Files
+from ckpt_cli.leaves import alike
 from ckpt_cli.tensors import checked_blocks, readable, storages_of
 
 if TYPE_CHECKING:
@@ -104,8 +104,10 @@ def compare_tensors(
 
 def _alone(here: Mapping[str, TensorInfo], there: Mapping[str, TensorInfo]) -> list[Lone]:
     """What is only here; of tied tensors, Hugging Face's files keep one name and record nothing of the other."""
-    names = {tensor._replace(name=""): name for name, tensor in here.items() if name in there and tensor.storage}
     lone = [(name, tensor) for name, tensor in here.items() if name not in there]
+    if not lone:
+        return []
+    names = {tensor._replace(name=""): name for name, tensor in here.items() if name in there and tensor.storage}
     return [Lone(name, tensor, names.get(tensor._replace(name=""))) for name, tensor in lone]
 
 

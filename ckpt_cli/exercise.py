@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ckpt_cli.checkpoint import TensorInfo
-from ckpt_cli.errors import CkptError, Damaged
+from ckpt_cli.errors import CkptError, Damaged, counted
 from ckpt_cli.families import Blueprint
 from ckpt_cli.fitting import Shard
 from ckpt_cli.items import Item
@@ -39,7 +39,8 @@ def batch(blueprint: Blueprint, tokens: Sequence[int] | None, device: str) -> to
         length = min(max(least, _LENGTH), max(most, 1))
         return torch.randint(0, max(1, blueprint.vocab_size), (1, length), generator=generator).to(device)
     if not blueprint.least_tokens <= len(tokens) <= most:
-        raise CkptError(f"--tokens has {len(tokens)} tokens, and the model takes {blueprint.least_tokens} to {most}")
+        given = counted(len(tokens), "token")
+        raise CkptError(f"--tokens has {given}, and the model takes {blueprint.least_tokens} to {most}")
     wrong = [token for token in tokens if not 0 <= token < blueprint.vocab_size]
     if wrong:
         raise CkptError(f"--tokens has {wrong[0]}, and the model's vocabulary is {blueprint.vocab_size}")

@@ -14,7 +14,7 @@ from typing import Any
 
 from ckpt_cli.checkpoint import Checkpoint
 from ckpt_cli.discover import MAX_DEPTH, discover
-from ckpt_cli.errors import CkptError, Damaged, NotFound
+from ckpt_cli.errors import CkptError, Damaged, NotFound, counted
 from ckpt_cli.integrity import Job, check_file
 from ckpt_cli.layouts import read_json
 from ckpt_cli.query import listing
@@ -121,7 +121,7 @@ def shard_of(directory: str, step: int, rank: int, world: int) -> str:
     a shard that is not there, CkptError where a step has not as many as there are ranks.
     """
     if not 0 <= rank < world:
-        raise CkptError(f"rank {rank} was given, and this run has {world} rank{'s' if world > 1 else ''}")
+        raise CkptError(f"rank {rank} was given, and this run has {counted(world, 'rank')}")
     ranks = sorted(
         int(match[2])
         for name in os.listdir(directory)
@@ -139,7 +139,7 @@ def shard_of(directory: str, step: int, rank: int, world: int) -> str:
         what = f"step {step} in {directory} lacks the optimizer of rank {_some(missing)} of 0 to {ranks[-1]}"
         raise NoCheckpoint(what, f"`ckpt latest {quote(directory)} --resumable` finds one that is whole")
     if len(ranks) != world:
-        said = f"{len(ranks)} rank{'s' if len(ranks) > 1 else ''}"
+        said = counted(len(ranks), "rank")
         what = f"step {step} in {directory} was saved by {said}, and this run has {world}: the shards do not fit"
         raise CkptError(what, f"resume on {said}, or start with a new optimizer")
     return part_path(directory, "optim", step, rank)

@@ -10,12 +10,13 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
+from ckpt_cli.errors import counted
 from ckpt_cli.revisions import PADDING, padded
 
 Shape = tuple[int, ...]
 Config = Mapping[str, Any]
 Shapes = Mapping[str, Shape]
-_WTE, _WPE = "transformer.wte.weight", "transformer.wpe.weight"
+_WTE, _WPE, _ROUTER = "transformer.wte.weight", "transformer.wpe.weight", ".router.gate.weight"
 # Decoders of transformers in the names of Llama, with what each takes for the heads of keys where nobody says.
 HEADED: dict[str, int | None] = {
     "llama": None, "mistral": 8, "qwen2": 32, "qwen3": 32, "gemma": 16, "gemma2": 4, "phi3": None, "nanochat": None,
@@ -67,6 +68,9 @@ def nanochat_fits(config: Config, shapes: Shapes) -> Iterator[Fit]:
     yield from _equal(config, "n_embd", width, f"{_WTE} has {width} columns")
     yield from _padded(config, rows, shapes)
     yield from _nanochat_heads(config, width, shapes)
+    # How many of them a token takes is not there: experts are as wide as that makes them, but for a rounding.
+    if experts := next((shape[0] for key, shape in shapes.items() if shape and key.endswith(_ROUTER)), 0):
+        yield from _equal(config, "num_experts", experts, f"the router has {counted(experts, 'row')}, one an expert")
 
 
 def _padded(config: Config, rows: int, shapes: Shapes) -> Iterator[Fit]:
@@ -94,7 +98,7 @@ def _nanochat_heads(config: Config, width: int, shapes: Shapes) -> Iterator[Fit]
     if gates and rows % gates == 0 and width % (rows // gates) == 0:
         size = rows // gates
         yield from _equal(config, "n_kv_head", gates, f"each gate has {gates} rows, one a head of keys")
-        yield from _equal(config, "n_head", width // size, f"{width} columns are {width // size} heads of {size}")
+        yield from _equal(config, "n_head", width // size, f"{width} columns are {_heads(width, size)}")
     elif heads and keys:
         if width % heads or rows != keys * (width // heads):
             what = f"{heads} heads, {keys} of keys, do not make {width} columns and the {rows} rows of {name}"
@@ -102,10 +106,10 @@ def _nanochat_heads(config: Config, width: int, shapes: Shapes) -> Iterator[Fit]
                 yield Fit(key, None, f"{what}, and the shapes fit several numbers")
     elif heads and width % heads == 0 and rows % (width // heads) == 0:
         size = width // heads
-        yield Fit("n_kv_head", rows // size, f"{name} has {rows} rows, which are {rows // size} heads of {size}")
+        yield Fit("n_kv_head", rows // size, f"{name} has {rows} rows, which are {_heads(rows, size)}")
     elif keys and rows % keys == 0 and width % (rows // keys) == 0:
         size = rows // keys
-        yield Fit("n_head", width // size, f"{width} columns are {width // size} heads of {size}")
+        yield Fit("n_head", width // size, f"{width} columns are {_heads(width, size)}")
     else:
         for key in ("n_head", "n_kv_head"):
             if not _count(config, key) or key == "n_head":
@@ -194,10 +198,7 @@ def _llama_heads(config: Config, shapes: Shapes, width: int, kind: str) -> Itera
         return
     if size is None:
         if heads is None or width % heads:
-            told = config.get("num_attention_heads")
-            yield Fit(
-                "num_attention_heads", None, f"{told} heads do not divide {width} columns; the shapes leave it open"
-            )
+            yield from _undecided_heads(config, "num_attention_heads", width)
             return
         size = width // heads
     if queries % size or keys % size or (heads is not None and queries != heads * size and not sure):
@@ -209,7 +210,7 @@ def _llama_heads(config: Config, shapes: Shapes, width: int, kind: str) -> Itera
     taken = HEADED[kind] if HEADED[kind] is not None else heads
     if shared is None and taken == keys // size:
         return
-    reason = f"k_proj.weight has {keys} rows, which are {keys // size} heads of {size}"
+    reason = f"k_proj.weight has {keys} rows, which are {_heads(keys, size)}"
     if shared is None or sure:
         yield from _equal(config, "num_key_value_heads", keys // size, reason)
     elif shared != keys // size:
@@ -233,7 +234,7 @@ def params_fits(config: Config, shapes: Shapes) -> Iterator[Fit]:
         )
         return
     fitting = keys // (width // heads)
-    reason = f"wk.weight has {keys} rows, which are {fitting} heads of {width // heads}"
+    reason = f"wk.weight has {keys} rows, which are {_heads(keys, width // heads)}"
     if shared is None and fitting != heads:
         yield Fit("n_kv_heads", fitting, reason)
     elif shared is not None and shared != fitting:
@@ -264,13 +265,18 @@ def _layers(config: Config, key: str, shapes: Shapes, pattern: str) -> Iterator[
     there = max(numbers, default=-1) + 1
     if there != len(numbers) or not there or config.get("num_nextn_predict_layers"):
         return
-    yield from _equal(config, key, there, f"there are tensors of {there} layers")
+    yield from _equal(config, key, there, f"there are tensors of {counted(there, 'layer')}")
 
 
 def _undecided_heads(config: Config, key: str, width: int) -> Iterator[Fit]:
     heads = _count(config, key)
     if heads is None or width % heads:
         yield Fit(key, None, f"{config.get(key)} heads do not divide {width} columns; the shapes leave it open")
+
+
+def _heads(rows: int, size: int) -> str:
+    """As many as there are rows for."""
+    return f"{counted(rows // size, 'head')} of {size}"
 
 
 def _headless(config: Config) -> bool:

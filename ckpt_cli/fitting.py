@@ -12,8 +12,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from ckpt_cli.checkpoint import Checkpoint, TensorFile, TensorInfo
-from ckpt_cli.contents import as_one, indexes_of, read_files
-from ckpt_cli.errors import CkptError, Damaged
+from ckpt_cli.contents import as_one, optimizer_files, read_files
+from ckpt_cli.errors import CkptError, Damaged, counted
 from ckpt_cli.optimizer import OptimizerState, optimizer_state
 from ckpt_cli.origin import unwrapped
 from ckpt_cli.param_groups import Draft, groups_of
@@ -49,20 +49,13 @@ def shards(checkpoint: Checkpoint | None, file: str | None) -> list[Shard]:
         total = max(*checkpoint.ranks.present, *missing)
         which = ", ".join(map(str, missing[:8]))
         raise Damaged(f"optimizer rank {which} of 0 to {total} is missing", path=checkpoint.dir, kind="missing-part")
-    parts = checkpoint.having("optimizer")
-    if parts:
-        found = [_shard([part.path], part.rank) for part in parts]
-        for part, shard in zip(parts, found):
-            if shard is None:
-                raise CkptError(f"{part.path} holds no optimizer that can be told", path=part.path)
-        return [shard for shard in found if shard]
-    for role in ("recipe", "model"):
-        places = [[part.path] for part in checkpoint.having(role)]
-        if role == "model" and (indexes := indexes_of(checkpoint)):
-            places = [[part.path for part in indexes]]
-        found = [_shard(paths, None) for paths in places if not paths[0].endswith(".safetensors")]
-        if any(found):
-            return [shard for shard in found if shard]
+    for role, sets in optimizer_files(checkpoint):
+        found = [(paths, _shard(paths, rank)) for paths, rank in sets]
+        for paths, shard in found:
+            if shard is None and role == "optimizer":
+                raise CkptError(f"{paths[0]} holds no optimizer that can be told", path=paths[0])
+        if any(shard for _, shard in found):
+            return [shard for _, shard in found if shard]
     return []
 
 
@@ -85,7 +78,7 @@ def fit(found: Sequence[Shard], model: Mapping[str, Shape], checkpoint: Checkpoi
         count = sum(len(group.params) for group in shard.groups if group.number is not None)
         known = len(model) + len(beside)
         if count > known or (layout in _WHOLE and count != len(model)):
-            what = f"{name}: its groups name {count} parameters, the model has {len(model)}"
+            what = f"{name}: its groups name {counted(count, 'parameter')}, the model has {len(model)}"
             raise Damaged(what, path=shard.path, kind="optimizer")
         for param, state, tensor in _states(shard):
             own = model.get(unwrapped(param))
@@ -96,8 +89,9 @@ def fit(found: Sequence[Shard], model: Mapping[str, Shape], checkpoint: Checkpoi
                 none = "" if own else ", and no parameter of the model has that"
                 raise Damaged(f"{what}{none}", path=shard.path, kind="optimizer")
     tensors = sum(shard.state.state_tensors for shard in found)
-    ranks = f"{len(found)} ranks" if len(found) > 1 else "1 file" if found[0].rank is None else "1 rank"
-    return f"{ranks}, {tensors} state tensors of {' and '.join(kinds(found)) or 'an optimizer'} fit the parameters"
+    ranks = counted(len(found), "file" if len(found) == 1 and found[0].rank is None else "rank")
+    of = " and ".join(kinds(found)) or "an optimizer"
+    return f"{ranks}, {counted(tensors, 'state tensor')} of {of} fit the parameters"
 
 
 def kinds(found: Sequence[Shard]) -> list[str]:

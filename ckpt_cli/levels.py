@@ -17,7 +17,7 @@ from ckpt_cli import exercise, fitting, rebuild, resuming
 from ckpt_cli.checkpoint import Problem, TensorFile
 from ckpt_cli.contents import read_files
 from ckpt_cli.described import describe, model_paths
-from ckpt_cli.errors import CkptError, Damaged
+from ckpt_cli.errors import CkptError, Damaged, counted
 from ckpt_cli.families import Blueprint, Described, planned
 from ckpt_cli.fitting import Shape, Shard
 from ckpt_cli.formats import dcp, safetensors
@@ -158,7 +158,7 @@ def _read(order: Order, files: list[TensorFile]) -> str:
     found = read_files(model_paths(checkpoint, order.file))
     files += found
     tensors = sum(len(file.tensors) for file in found)
-    return f"{tensors} tensors in {len(found)} file{'s'[: len(found) > 1]}"
+    return f"{counted(tensors, 'tensor')} in {counted(len(found), 'file')}"
 
 
 def _tell_integrity(progress: _Progress, checked: Future[tuple[Soundness, float]], order: Order) -> None:
@@ -181,7 +181,7 @@ def _tell_integrity(progress: _Progress, checked: Future[tuple[Soundness, float]
         progress.done(Level("integrity", "skip", seconds, what))
     else:
         none = f", {len(found.bare)} of them without a checksum" if found.bare else ""
-        progress.done(Level("integrity", "pass", seconds, f"{found.files} file{'s'[: found.files > 1]}{none}"))
+        progress.done(Level("integrity", "pass", seconds, f"{counted(found.files, 'file')}{none}"))
 
 
 def _build(state: _State, tell: Tell) -> str:
@@ -196,7 +196,8 @@ def _build(state: _State, tell: Tell) -> str:
     else:
         blueprint = _planned(described, order.family, tell)
     state.blueprint = blueprint
-    tell({"family": blueprint.family, "assumptions": [list(one) for one in blueprint.assumptions]})
+    assumptions = [list(one) for one in (*described.overruled, *blueprint.assumptions)]
+    tell({"family": blueprint.family, "assumptions": assumptions})
     differences = rebuild.compare(blueprint)
     tell({"keys": [differences.missing, differences.unexpected, differences.mismatched]})
     if differences:
@@ -205,7 +206,7 @@ def _build(state: _State, tell: Tell) -> str:
     module = state.module = rebuild.build(blueprint, state.device, order.dtype, order.train)
     dtype, count = rebuild.dtype_of(module, blueprint), rebuild.parameters_of(module)
     tell({"dtype": dtype, "parameters": count})
-    return f"{blueprint.family}, {count:,} parameters, {dtype}"
+    return f"{blueprint.family}, {counted(count, 'parameter', ',')}, {dtype}"
 
 
 def _planned(described: Described, family: str | None, tell: Tell) -> Blueprint:

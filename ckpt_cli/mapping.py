@@ -27,6 +27,8 @@ from ckpt_cli.tensors import blocks, checked_blocks, readable, unpacked
 _CODES = {"float64": "d", "float32": "f", "float16": "e"}
 # Of a vector of scalars, one a layer.
 _MOST_NUMBERS = 4096
+# Of a value in a message.
+_MOST_SHOWN = 60
 # What two configurations of one model cannot say differently.
 _DECIDING = (
     "model_type", "hidden_size", "head_dim", "num_attention_heads", "num_key_value_heads",
@@ -161,13 +163,16 @@ def _configuration(
             known[kind] = object_at(part.path, own=True)
         elif name == _REPOSITORY and "repo_id" in (found := object_at(part.path, own=True)):
             known["adapter"].setdefault("base_model_name_or_path", found["repo_id"])
+    notes: list[str] = []
     if config_file:
         given = known["given"] = object_at(config_file, own=False)
         kinds = [kind for kind, keys in _GIVEN.items() if any(key in given for key in keys)]
         # One that is of no kind by its keys adds them to whatever is there.
         for kind in kinds or [kind for kind in ("config", "params") if known[kind]]:
+            others = differing(known[kind], given)
             known[kind] = together(known[kind], given, config_file)
-    notes = []
+            notes += [f"{key} is {_shown(mine)} as the source says, not {_shown(theirs)} as {config_file} does"
+                      for key, mine, theirs in others]  # fmt: skip
     folder = os.path.dirname(files[0].path)
     for name, kind in _OWN.items():
         path = os.path.join(folder, name)
@@ -177,16 +182,34 @@ def _configuration(
     return known, tuple(notes)
 
 
+def differing(own: Mapping[str, Any], given: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
+    """(key, own value, given value) of what two configurations both say, and not the same."""
+    found: list[tuple[str, Any, Any]] = []
+    for key in own:
+        mine, theirs = own[key], given.get(key)
+        if key == "model_config" and isinstance(mine, dict) and isinstance(theirs, dict):
+            found += differing(mine, theirs)
+        elif key in given and mine != theirs:
+            found.append((key, mine, theirs))
+    return found
+
+
 def together(own: Mapping[str, Any], given: Mapping[str, Any], path: str) -> dict[str, Any]:
-    """What a source says of itself, and what the file at `path` adds. Raises CkptError where they contradict."""
-    for key in _DECIDING:
-        if key in own and key in given and own[key] != given[key]:
-            raise CkptError(f"the source says {key} {own[key]!a}, {path} says {given[key]!a}")
+    """What a source says of itself, and what the file at `path` adds. Raises CkptError where they contradict in what
+    decides; of all else that is `differing`, the source's own stays."""
+    for key, mine, theirs in differing(own, given):
+        if key in _DECIDING:
+            raise CkptError(f"the source says {key} {mine!a}, {path} says {theirs!a}")
     both = {**own, **{key: value for key, value in given.items() if key not in own}}
     settings = own.get("model_config"), given.get("model_config")
     if all(isinstance(each, dict) for each in settings):
         both["model_config"] = together(*cast("tuple[dict[str, Any], dict[str, Any]]", settings), path)
     return both
+
+
+def _shown(value: Any) -> str:
+    said = ascii(value)
+    return said if len(said) <= _MOST_SHOWN else f"{said[:_MOST_SHOWN]}..."
 
 
 def object_at(path: str, own: bool) -> dict[str, Any]:

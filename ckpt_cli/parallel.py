@@ -12,7 +12,7 @@ import re
 from collections.abc import Sequence
 
 from ckpt_cli.checkpoint import Piece, TensorFile, TensorInfo
-from ckpt_cli.errors import CkptError, Damaged
+from ckpt_cli.errors import CkptError, Damaged, counted
 from ckpt_cli.formats import Files
 from ckpt_cli.shapes import contiguous_stride
 from ckpt_cli.tensors import digest
@@ -48,7 +48,8 @@ def put_together(files: Sequence[TensorFile]) -> tuple[list[TensorFile], list[st
     outward = (t for t in tensors if _COLUMNS.fullmatch(t.name) and "attention" in t.name and len(t.shape) == 2)
     columns = next((tensor.shape[1] for tensor in outward), width)
     if columns != width:
-        what = f"{first.path} and the {len(files) - 1} files beside it hold {columns} of {width} columns of each layer"
+        beside = counted(len(files) - 1, "file")
+        what = f"{first.path} and {beside} beside it hold {columns} of {width} columns of each layer"
         raise Damaged(f"{what}: files are missing", path=first.path, kind="missing-part")
     storages = tuple(storage for file in files for storage in file.storages)
     notes = tuple(dict.fromkeys(note for file in files for note in file.notes))

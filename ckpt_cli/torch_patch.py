@@ -48,14 +48,15 @@ def rewritten(path: str, pickle: bytes, target: str) -> Output:
         before = torch_zip.read(source).tensors
         archive = _zip.read_archive(source)
         root, alignment = _root(archive), _DEFAULT_ALIGNMENT
-        offsets, _ = _records.walk(source, archive)
+        _records.walk(source, archive)
         records: list[tuple[str, bytes | Item]] = []
-        for full, offset in offsets.items():
-            name, record = full.removeprefix(f"{root}/"), archive.records[full]
+        for _, record in archive.records.ordered():
+            full = record.name
+            name = full.removeprefix(f"{root}/")
             if name == "data.pkl":
                 records.append((name, pickle))
                 continue
-            storage = _records.stored(source, archive, record, offset, full)
+            storage = _records.stored(source, archive, record, full)
             records.append((name, _bytes_of(full, storage)))
             if name == ".storage_alignment":
                 told = _zip.read_record(source, archive, record, 64).strip()

@@ -15,7 +15,7 @@ import os
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, cast
 
-from ckpt_cli.errors import CkptError
+from ckpt_cli.errors import CkptError, counted
 from ckpt_cli.finding import (
     NoCheckpoint,
     current_settings,
@@ -82,7 +82,7 @@ def save_checkpoint(
     waiting = Shared(rank, world, _exchange) if shard and world > 1 else Shared(rank, 1, lambda value: [value])
     save_parts(directory, step, shard, meta, model, waiting)
     if not rank:
-        ranks = f", and the optimizer of {world} rank{'s' if world > 1 else ''}" if shard else ""
+        ranks = f", and the optimizer of {counted(world, 'rank')}" if shard else ""
         logger.info("saved %s with its meta%s", part_path(directory, "model", step), ranks)
 
 

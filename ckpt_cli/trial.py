@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 from ckpt_cli import levels
 from ckpt_cli.checkpoint import Problem
-from ckpt_cli.errors import CkptError, NotFound, Refused
+from ckpt_cli.errors import CkptError, NotFound, Refused, counted
 from ckpt_cli.families import Assumption
 from ckpt_cli.interrupts import interruptible
 from ckpt_cli.levels import LEVELS, PREPARATION, Level
@@ -82,7 +82,8 @@ def run(order: Order, timeout: float) -> Outcome:
             limit = max(timeout, _LEAST_PREPARATION) if at == PREPARATION else timeout
             event = lines.next(start + limit)
             if event is None:
-                why = _end_of(child) if lines.ended else f"it took longer than {limit:g} seconds, and was stopped"
+                late = f"it took longer than {counted(limit, 'second', 'g')}, and was stopped"
+                why = _end_of(child) if lines.ended else late
                 break
             heard.append(event)
             if "begin" in event:

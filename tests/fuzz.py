@@ -107,7 +107,7 @@ def _check_message(error: CkptError) -> None:
 
 
 def _check_file(file: TensorFile, source: Memory) -> None:
-    json.dumps(file.values)
+    json.dumps(dict(file.values))
     json.dumps([foreign.name for foreign in file.foreign_globals])
     for tensor_ in file.tensors:
         _check_tensor(tensor_, source)

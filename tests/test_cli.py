@@ -18,7 +18,7 @@ import pytest
 import torch
 
 from ckpt_cli.app import COMMANDS
-from ckpt_cli.errors import EXIT_CODES
+from ckpt_cli.errors import EXIT_CODES, counted
 from tests.conftest import REPOSITORY, Run
 
 CHECKPOINT_KEYS = [
@@ -142,6 +142,13 @@ def test_hints_can_be_pasted(demo_tree: Path, tmp_path: Path, call: Run) -> None
     assert call(*shlex.split(hint)).code == 0
     (root / "base_checkpoints/d4/notes.pt").touch()
     assert f"'{root}/base_checkpoints/d4/notes.pt'" in call("list", root / "base_checkpoints/d4/notes.pt").err
+
+
+def test_how_messages_count() -> None:
+    assert [counted(number, "byte") for number in (0, 1, 2)] == ["0 bytes", "1 byte", "2 bytes"]
+    assert [counted(1000, "layer", ","), counted(1.0, "second", "g"), counted(0.5, "second", "g")] == [
+        "1,000 layers", "1 second", "0.5 seconds"
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize("group", [(), ("inspect",)])

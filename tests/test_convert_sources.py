@@ -316,7 +316,7 @@ def test_data_that_was_never_written_is_said(tmp_path: Path, call: Run) -> None:
     with torch.serialization.skip_data():
         torch.save({"w": torch.ones(5)}, tmp_path / "a.pt")
     done = call("convert", tmp_path / "a.pt")
-    assert done.code == 0 and "1 of its storages were saved without their data" in done.err, done.err
+    assert done.code == 0 and "1 storage saved without data" in done.err, done.err
     assert_equal(load_file(tmp_path / "a.safetensors"), torch.load(tmp_path / "a.pt", weights_only=True))
 
 

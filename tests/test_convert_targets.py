@@ -689,6 +689,27 @@ def test_torchtune_and_meta_and_back(tmp_path: Path, call: Run) -> None:
         assert_equal(load_file(out / "model.safetensors"), state)
 
 
+def test_what_config_says_otherwise_is_said(tmp_path: Path, call: Run) -> None:
+    """What decides the shapes must be the same; of all else the source's own holds, and both are named."""
+    write_llama(tmp_path / "source")
+    own = json.loads((tmp_path / "source/config.json").read_text())
+    given = tmp_path / "given.json"
+    given.write_text(json.dumps({**own, "rms_norm_eps": 0.25, "rope_theta": 7.0, "new": "x" * 99}))
+    own.update(rms_norm_eps=1e-5, rope_theta=10000.0)
+    (tmp_path / "source/config.json").write_text(json.dumps(own))
+    done = call("convert", tmp_path / "source", "--to", "hf", "--config", given, "-o", tmp_path / "out")
+    assert done.code == 0, done.err
+    assert [line for line in done.err.splitlines() if str(given) in line] == [
+        f"warning: rms_norm_eps is 1e-05 as the source says, not 0.25 as {given} does",
+        f"warning: rope_theta is 10000.0 as the source says, not 7.0 as {given} does",
+    ]
+    written = json.loads((tmp_path / "out/config.json").read_text())
+    assert (written["rms_norm_eps"], written["new"]) == (1e-5, "x" * 99)
+    given.write_text(json.dumps(own))
+    done = call("convert", tmp_path / "source", "--to", "hf", "--config", given, "-o", tmp_path / "again")
+    assert done.code == 0 and "as the source says" not in done.err
+
+
 def test_a_pickled_tokenizer_does_not_go_along(tmp_path: Path, call: Run) -> None:
     write_llama(tmp_path / "source")
     (tmp_path / "source/tokenizer.json").unlink()

@@ -18,9 +18,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file, save_model
 
-from ckpt_cli.comparable import alike, flat, metadata_of, tensors_of
+from ckpt_cli.comparable import metadata_of, tensors_of
 from ckpt_cli.convert import convert
 from ckpt_cli.difference import compare_metadata, compare_tensors
+from ckpt_cli.leaves import alike, flat
 from ckpt_cli.measure import DTYPES as MEASURED
 from ckpt_cli.measure import Meter
 from ckpt_cli.tensors import read_tensors
@@ -532,6 +533,49 @@ def test_an_optimizer_is_compared_with_its_hyperparameters(tmp_path: Path, diff:
     averages = [c for c in found["tensors"]["changed"] if c["name"] == "state.state.0.exp_avg"]
     states = [side["state"]["state"][0]["exp_avg"] for side in sides]
     assert averages[0]["max_abs"] == expected(*states)[0]
+
+
+def test_groups_that_changed_alike_share_a_line(tmp_path: Path, call: Run) -> None:
+    """In a table, with the numbers that steps are; a program gets every leaf."""
+    layers = torch.nn.Linear(3, 2), torch.nn.Linear(2, 2), torch.nn.Linear(2, 1)
+
+    def saved(name: str, of: int, lr: float, steps: int) -> Path:
+        groups: list[dict[str, Any]] = [{"params": list(layer.parameters())} for layer in layers[:of]]
+        groups.append({"params": [torch.zeros(1, requires_grad=True)]})
+        optimizer = torch.optim.AdamW(groups, lr=lr)
+        for _ in range(steps):
+            for group in optimizer.param_groups:
+                for param in group["params"]:
+                    param.grad = torch.ones_like(param)
+            optimizer.step()
+        optimizer.param_groups[-1]["weight_decay"] = lr
+        return save(tmp_path / name, {"optimizer": optimizer.state_dict(), "step": steps})
+
+    a, b = saved("a.pt", 2, 0.1, 3), saved("b.pt", 2, 0.2, 4)
+    lines = [line.split(maxsplit=2) for line in call("inspect", "diff", a, b, "--format", "table").out.splitlines()]
+    assert lines[:5] == [
+        ["METADATA", "VALUE"],
+        ["~", "step", "3 -> 4"],
+        ["GROUP", "SETTING", "VALUE"],
+        ["~", "optimizer.0,", "optimizer.1, optimizer.2  lr            0.1 -> 0.2"],
+        ["~", "optimizer.2", "weight_decay  0.1 -> 0.2"],
+    ]
+    assert ["~", "optimizer.state.0.step", "float32 3.0 -> 4.0"] in lines
+    plain_ = call("inspect", "diff", a, b, "--format", "plain").out
+    assert "changed\tmeta\toptimizer.param_groups.1.lr\t0.1\t0.2\n" in plain_
+    found = call("inspect", "diff", a, saved("c.pt", 3, 0.1, 3), "--format", "table").out
+    assert ["~", "optimizer.2", "params", "1", "->", "2"] in [line.split() for line in found.splitlines()]
+    assert ["+", "optimizer.3", "lr", "0.1"] in [line.split() for line in found.splitlines()]
+    assert "params." not in found
+    old, new = (
+        {f"layer{n}": {"param_groups": [{"lr": lr, "params": [name]}]} for n in range(6)}
+        for lr, name in ((0.1, "a"), (0.2, "b"))
+    )
+    found = call("inspect", "diff", *pair(tmp_path, old, new), "--format", "table").out
+    assert [line.split(maxsplit=5) for line in found.splitlines()[1:]] == [
+        ["~", "layer0.0", "and", "5", "others", "lr       0.1 -> 0.2"],
+        ["~", "layer0.0", "and", "5", "others", "params   1, not the same"],
+    ]
 
 
 def test_optimizer_files_of_a_tree_speak_for_themselves(tree: Path, diff: Any) -> None:

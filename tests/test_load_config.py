@@ -103,6 +103,19 @@ def test_a_meta_file_that_lies_elsewhere(tried: Run, tree: Path, tmp_path: Path)
     assert alone.code == 2 and "sequence_len, vocab_size, n_layer" in alone.err and "--config FILE" in alone.err
 
 
+def test_what_config_says_otherwise_is_an_assumption(tried: Run, tree: Path, tmp_path: Path) -> None:
+    meta = json.loads((tree / META).read_text())
+    own = meta["model_config"]["sequence_len"]
+    meta["model_config"]["sequence_len"] = 2 * own
+    (tmp_path / "meta.json").write_text(json.dumps(meta))
+    done = tried(tree / MODEL, *TOKENS, "--config", tmp_path / "meta.json", "--json")
+    reason = f"the source says so; {tmp_path}/meta.json says {2 * own}"
+    assert done.json["assumptions"][0] == {"key": "sequence_len", "value": own, "reason": reason, "warning": False}
+    assert f"note: sequence_len is taken to be {own}: {reason}\n" in done.err
+    assert done.code == 0
+    assert reason not in tried(tree / MODEL, *TOKENS, "--config", tree / META).err
+
+
 def test_a_bare_nanogpt(tried: Run, tmp_path: Path) -> None:
     shapes = {
         "transformer.wte.weight": (16, 8), "transformer.wpe.weight": (8, 8), "transformer.h.0.ln_1.weight": (8,),

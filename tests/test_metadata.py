@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 
@@ -44,6 +45,19 @@ def test_what_is_all_that_is_left(tmp_path: Path, call: Run) -> None:
     assert told == {"seed": 7, "epochs_run": 2, "total_epochs": 3}
     torch.save({"state": {}, "param_groups": [], "note": "x"}, tmp_path / "optimizer.pt")
     assert call("inspect", "meta", tmp_path / "optimizer.pt", "--key", "note").out == "x\n"
+
+
+def test_every_line_is_named_as_a_key(tmp_path: Path, call: Run) -> None:
+    """A list too is taken apart, as `inspect diff` does: what a line is called, --key finds."""
+    meta = {"step": 5, "betas": [0.8, 0.95], "log": [{"loss": 2.5}], "empty": [], "note": "x"}
+    torch.save({"w": torch.zeros(2)}, tmp_path / "model_000005.pt")
+    write(tmp_path, "meta_000005.json", content=json.dumps(meta))
+    lines = [line.split("\t") for line in call("inspect", "meta", tmp_path, "--format", "plain").out.splitlines()]
+    assert lines == [
+        ["step", "5"], ["betas.0", "0.8"], ["betas.1", "0.95"], ["log.0.loss", "2.5"], ["empty", "[]"], ["note", "x"]
+    ]  # fmt: skip
+    for name, value in lines:
+        assert call("inspect", "meta", tmp_path, "--key", name).out == f"{value}\n"
 
 
 @pytest.mark.parametrize("style", ["plain", "table"])

@@ -139,7 +139,10 @@ def test_a_model_that_is_being_fetched(tmp_path: Path) -> None:
     assert states(tmp_path) == {"repo": "complete"}
 
 
-@pytest.mark.parametrize("root", ["hub", "hub/models--me--tiny", "hub/models--me--tiny/snapshots"])
+_REVISION = "hub/models--me--tiny/snapshots/0123abcd"
+
+
+@pytest.mark.parametrize("root", ["hub", "hub/models--me--tiny", "hub/models--me--tiny/snapshots", _REVISION])
 def test_a_model_that_is_being_fetched_into_the_cache(tmp_path: Path, root: str) -> None:
     """huggingface_hub links a file into the revision once it has all of it, and keeps the rest beside its blobs."""
     blobs, revision = (tmp_path / "hub/models--me--tiny" / name for name in ("blobs", "snapshots/0123abcd"))
@@ -152,6 +155,27 @@ def test_a_model_that_is_being_fetched_into_the_cache(tmp_path: Path, root: str)
     put(blobs / "model.safetensors").rename(blobs / "decade")
     (revision / "model.safetensors").symlink_to("../../blobs/decade")
     assert list(states(tmp_path / root).values()) == ["complete"]
+
+
+@pytest.mark.parametrize("names", [("model.safetensors",), ("config.json", "model.safetensors", "tokenizer.json")])
+def test_a_revision_without_its_blobs(tmp_path: Path, call: Run, names: tuple[str, ...]) -> None:
+    """Copied without them, or cleaned away: one checkpoint, whose links lead to nothing."""
+    revision = tmp_path / _REVISION
+    revision.mkdir(parents=True)
+    put(revision / "config.json", {"model_type": "llama"})
+    for name in names:
+        (revision / name).unlink(missing_ok=True)
+        (revision / name).symlink_to(f"../../blobs/{name}")
+    assert states(revision) == {"0123abcd": "incomplete"}
+    said = "error: 0123abcd is incomplete: model.safetensors is a link to nothing\n"
+    for command in (("inspect", "meta"), ("inspect", "tensors"), ("latest",)):
+        done = call(*command, revision)
+        assert (done.code, done.out) == (1, "") and said in done.err, done.err
+    results = call("verify", revision, "--json").json["results"]
+    assert {r["path"]: r["problems"][0]["detail"] for r in results if r["status"] == "damaged"} == {
+        str(revision / name): f"{name} is a link to nothing" for name in names
+    }
+    assert "model.safetensors unreadable" in call("list", revision).out
 
 
 # --- distributed saves whose index is too large to be read whole

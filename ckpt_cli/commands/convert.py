@@ -13,7 +13,7 @@ from ckpt_cli.checkpoint import checkpoint_record
 from ckpt_cli.commands import options
 from ckpt_cli.contents import PARTS
 from ckpt_cli.convert import NAMINGS, TARGETS, prepare
-from ckpt_cli.errors import CkptError
+from ckpt_cli.errors import CkptError, counted
 from ckpt_cli.places import refuse_outputs
 from ckpt_cli.query import Query, nothing_in
 from ckpt_cli.recipe import Recipe, Request, result_record
@@ -134,9 +134,9 @@ def _summary(recipe: Recipe) -> None:
     """What became of names and numbers: renamed, cast, dropped, tied."""
     stripped = [old for old, _ in recipe.renamed if "_orig_mod." in old]
     if stripped:
-        out.note(f"{text.count(len(stripped), 'name')} lost the _orig_mod. of torch.compile")
+        out.note(f"{counted(len(stripped), 'name')} lost the _orig_mod. of torch.compile")
     if len(recipe.renamed) > len(stripped):
-        out.note(f"{text.count(len(recipe.renamed) - len(stripped), 'tensor')} got another name")
+        out.note(f"{counted(len(recipe.renamed) - len(stripped), 'tensor')} got another name")
     for old, new in recipe.cast:
         out.note(f"{old} was cast to {new}")
     for name, reason in recipe.dropped[:_MOST_NAMED]:
@@ -165,7 +165,7 @@ def _convert_all(
     for said in dict.fromkeys(said for job in jobs if job.recipe for said in job.recipe.notes):
         out.warning(said)
     if not dry_run:
-        with byte_bar(text.count(len(jobs), "checkpoint"), runs.work_of(jobs)) as advance:
+        with byte_bar(counted(len(jobs), "checkpoint"), runs.work_of(jobs)) as advance:
             jobs = runs.carry_out(jobs, force, keep_going, advance, lambda job: None)
     for job in jobs:
         if job.failure:
@@ -175,7 +175,7 @@ def _convert_all(
     code = runs.exit_code(jobs, len(wanted))
     left = [job for job in jobs if job.status == "planned" and not dry_run]
     if left:
-        out.note(f"{text.count(len(left), 'checkpoint')} after the first failure, from {left[0].checkpoint.ref} on, "
+        out.note(f"{counted(len(left), 'checkpoint')} after the first failure, from {left[0].checkpoint.ref} on, "
                  f"{'was' if len(left) == 1 else 'were'} left out")  # fmt: skip
         out.say("hint: --keep-going goes on with the others")
     if chosen == "json" and code in (0, 1, 3):

@@ -12,7 +12,7 @@ import typer
 
 from ckpt_cli.commands import options
 from ckpt_cli.discover import discover
-from ckpt_cli.errors import Refused
+from ckpt_cli.errors import Refused, counted
 from ckpt_cli.ui import out, text
 
 app = options.new_app()
@@ -50,6 +50,6 @@ def demo(
         out.emit_json("demo", {"root": directory, "checkpoints": len(found)})
     else:
         out.emit_lines([directory])
-        out.say(f"wrote {text.count(len(found), 'checkpoint')}, {text.size(sum(c.bytes for c in found))}")
+        out.say(f"wrote {counted(len(found), 'checkpoint')}, {text.size(sum(c.bytes for c in found))}")
         out.say(f"hint: ckpt list {quote(directory)}")
     return 0

@@ -15,11 +15,15 @@ from ckpt_cli.commands import options
 from ckpt_cli.comparable import metadata_of, tensors_of
 from ckpt_cli.contents import paths_of, read_files
 from ckpt_cli.difference import Change, Lone, MetaDifference, TensorDifference, compare_metadata, compare_tensors
+from ckpt_cli.formats import Files
 from ckpt_cli.query import Query, resolve
 from ckpt_cli.root import is_path
+from ckpt_cli.scalars import Numbers
 from ckpt_cli.ui import out
+from ckpt_cli.ui.group_text import without_groups
 from ckpt_cli.ui.out import Column, Row
 from ckpt_cli.ui.progress import byte_bar
+from ckpt_cli.ui.tensor_text import shape_text
 
 app = options.new_app()
 
@@ -121,7 +125,8 @@ def _diff(a: _Side, b: _Side, values: bool, exit_code: bool, chosen: out.Format)
     elif chosen == "plain":
         out.emit_rows("plain", (), [*_plain_meta(meta), *_plain_tensors(found, values)])
     else:
-        _emit_tables(meta, found, values, chosen)
+        _emit_meta(meta, a, b, chosen)
+        _emit_tensors(found, values, chosen)
         out.say(_summary(meta, found))
     return int(exit_code and (differs or bool(found.not_compared)))
 
@@ -204,18 +209,33 @@ def _plain_tensors(found: TensorDifference, values: bool) -> list[Row]:
     return list(rows)
 
 
-def _emit_tables(meta: MetaDifference, found: TensorDifference, values: bool, chosen: out.Format) -> None:
-    rows: list[Row] = [
-        *(["-", key, _json(value)] for key, value in meta.removed),
-        *(["+", key, _json(value)] for key, value in meta.added),
-        *(["~", key, f"{_json(old)} -> {_json(new)}"] for key, old, new in meta.changed),
-    ]
+def _emit_meta(meta: MetaDifference, a: _Side, b: _Side, chosen: out.Format) -> None:
+    rows, groups = without_groups(
+        [
+            *(("-", key, _json(value)) for key, value in meta.removed),
+            *(("+", key, _json(value)) for key, value in meta.added),
+            *(("~", key, f"{_json(old)} -> {_json(new)}") for key, old, new in meta.changed),
+        ],
+        a.metadata,
+        b.metadata,
+    )
     if rows:
         out.emit_rows(chosen, (Column(""), Column("METADATA"), Column("VALUE")), rows)
+    if groups:
+        out.emit_rows(chosen, (Column(""), Column("GROUP"), Column("SETTING"), Column("VALUE")), groups)
+
+
+def _emit_tensors(found: TensorDifference, values: bool, chosen: out.Format) -> None:
+    with Files() as files:
+        numbers = Numbers(files)
+        turns = [_turn(change, numbers) for change in found.changed]
     plain: list[tuple[str, str, list[str], str]] = [
         *(("-", lone.name, [], _lone(lone)) for lone in found.removed),
         *(("+", lone.name, [], _lone(lone)) for lone in found.added),
-        *(("~", change.name, _figures(change, "{:.3g}".format, "-"), _turn(change)) for change in found.changed),
+        *(
+            ("~", change.name, _figures(change, "{:.3g}".format, "-"), turn)
+            for change, turn in zip(found.changed, turns)
+        ),
         *(("?", name, [], f"not compared: {reason}") for name, reason in found.not_compared),
     ]
     figures = (Column("MAX", right=True), Column("REL NORM", right=True)) if values else ()
@@ -238,24 +258,21 @@ def _json(value: Any) -> str:
 def _spelled(tensor: TensorInfo) -> str:
     """dtype and shape; the form too where it is more than the way the bytes lie."""
     kind = "" if tensor.form in ("strided", "chunked", "archived") else f" {tensor.form}"
-    return f"{tensor.dtype} {_shape(tensor)}{kind}"
-
-
-def _shape(tensor: TensorInfo) -> str:
-    return "x".join(map(str, tensor.shape)) or "scalar"
+    return f"{tensor.dtype} {shape_text(tensor.shape)}{kind}"
 
 
 def _lone(lone: Lone) -> str:
     return _spelled(lone.tensor) + (f", tied to {lone.tied_to}" if lone.tied_to else "")
 
 
-def _turn(change: Change) -> str:
-    """What became of dtype and shape: only what is not the same."""
+def _turn(change: Change, numbers: Numbers) -> str:
+    """What became of dtype and shape, only what is not the same; of a scalar, a step, its value."""
     old, new = change.old, change.new
     if change.what == ("changed",):
-        return _spelled(new)
+        was, now = (None if side.shape else numbers.read(side) for side in (old, new))
+        return _spelled(new) if was is None or now is None else f"{new.dtype} {was} -> {now}"
     if change.what == ("reshaped",):
-        return f"{_shape(old)} -> {_shape(new)}"
+        return f"{shape_text(old.shape)} -> {shape_text(new.shape)}"
     if change.what == ("recast",) and old.form == new.form:
         return f"{old.dtype} -> {new.dtype}"
     return f"{_spelled(old)} -> {_spelled(new)}"

@@ -9,6 +9,7 @@ import typer
 
 from ckpt_cli.checkpoint import checkpoint_record
 from ckpt_cli.commands import options
+from ckpt_cli.leaves import flat
 from ckpt_cli.metadata import look_up, read_metadata
 from ckpt_cli.query import Query
 from ckpt_cli.ui import out
@@ -51,18 +52,15 @@ def _meta(query: Query, key: str | None, chosen: out.Format) -> int:
         out.emit_json("inspect meta", {"checkpoint": checkpoint and checkpoint_record(checkpoint), "meta": found})
     elif key is None and not found:
         out.note(f"{checkpoint.ref if checkpoint else query.file} has no metadata")
-    elif key is not None and not isinstance(found, (dict, list)):
-        out.emit_lines([found if isinstance(found, str) else json.dumps(found)])
+    elif key is not None and (not found or not isinstance(found, (dict, list))):
+        out.emit_lines([_shown(found)])
     elif chosen == "table":
         # Line by line, so that only what the values hold is escaped.
         out.emit_lines(json.dumps(found, indent=2, ensure_ascii=False).split("\n"))
     else:
-        out.emit_rows("plain", (), [[name, value] for name, value in _leaves(found)])
+        out.emit_rows("plain", (), [[name, _shown(value)] for name, value in flat(found).items()])
     return 0
 
 
-def _leaves(value: Any, name: str = "") -> list[tuple[str, str]]:
-    """Dotted names and JSON values, one a leaf."""
-    if isinstance(value, dict) and value:
-        return [leaf for key, item in value.items() for leaf in _leaves(item, f"{name}.{key}" if name else str(key))]
-    return [(name or "<root>", value if isinstance(value, str) else json.dumps(value))]
+def _shown(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)

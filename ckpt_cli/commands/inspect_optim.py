@@ -9,8 +9,8 @@ import typer
 
 from ckpt_cli.checkpoint import Checkpoint, TensorFile, checkpoint_record
 from ckpt_cli.commands import options
-from ckpt_cli.contents import indexes_of, paths_of, read_files
-from ckpt_cli.errors import CkptError, Damaged, NotFound
+from ckpt_cli.contents import FileSet, as_one, indexes_of, optimizer_files, paths_of, read_files
+from ckpt_cli.errors import CkptError, Damaged, NotFound, counted
 from ckpt_cli.optimizer import Group, OptimizerState, Steps, optimizer_state, without_state
 from ckpt_cli.query import Query
 from ckpt_cli.ui import out, text
@@ -18,9 +18,6 @@ from ckpt_cli.ui.out import Cell, Column
 
 app = options.new_app()
 
-# Where an optimizer may lie: (role, whether each file of that role must hold one).
-_PLACES = (("optimizer", True), ("recipe", False), ("model", False))
-_Set = tuple[list[str], "int | None"]
 _COLUMNS = (
     Column("RANK", right=True),
     Column("GROUP"),
@@ -85,17 +82,17 @@ def _optim(query: Query, part: str | None, chosen: out.Format) -> int:
                 "ranks": [_record(rank) for rank in ranks],
                 "missing": list(missing),
                 "without_state": lacking,
-                "problems": [{"code": f.kind, "detail": f.message, "path": f.path} for f in failures],
+                "problems": [failure.problem for failure in failures],
             },
         )
     elif ranks:
         out.emit_rows(chosen, _COLUMNS, [row for rank in ranks for row in _rows(rank)])
         if chosen == "table":
             tensors, size = sum(rank.state_tensors for rank in ranks), sum(rank.state_bytes for rank in ranks)
-            files = text.count(len(ranks), "file" if ranks[0].rank is None else "rank")
-            out.say(f"{files}, {text.count(tensors, 'state tensor')}, {text.size(size)}")
+            files = counted(len(ranks), "file" if ranks[0].rank is None else "rank")
+            out.say(f"{files}, {counted(tensors, 'state tensor')}, {text.size(size)}")
     if lacking:
-        out.note(f"no file read holds a state for {text.count(lacking, 'parameter')} that the groups name")
+        out.note(f"no file read holds a state for {counted(lacking, 'parameter')} that the groups name")
     for failure in failures:
         out.error(failure)
     return 1 if failures else 0
@@ -109,19 +106,16 @@ def _read(query: Query, checkpoint: Checkpoint | None, part: str | None) -> tupl
     named = _named(query, checkpoint, part)
     if named or checkpoint is None:
         return _states(named, must=True)
-    for role, must in _PLACES:
-        indexes = indexes_of(checkpoint) if role == "model" else []
-        parts = [p for p in checkpoint.parts if p.role == role]
-        sets: list[_Set] = [([p.path for p in indexes], None)] if indexes else [([p.path], p.rank) for p in parts]
-        ranks, failures = _states(sets, must)
+    for role, sets in optimizer_files(checkpoint):
+        ranks, failures = _states(sets, must=role == "optimizer")
         if ranks or failures:
             return ranks, failures
-    paths = [os.path.basename(p.path) for p in indexes or checkpoint.having("recipe", "model")]
-    where = f"{paths[0]} and {text.count(len(paths) - 1, 'other')}" if len(paths) > 2 else " and ".join(paths)
+    paths = [os.path.basename(p.path) for p in indexes_of(checkpoint) or checkpoint.having("recipe", "model")]
+    where = f"{paths[0]} and {counted(len(paths) - 1, 'other')}" if len(paths) > 2 else " and ".join(paths)
     raise NotFound(f"{checkpoint.ref} keeps no optimizer: there is no file of one, and none in {where or 'others'}")
 
 
-def _named(query: Query, checkpoint: Checkpoint | None, part: str | None) -> list[_Set]:
+def _named(query: Query, checkpoint: Checkpoint | None, part: str | None) -> list[FileSet]:
     """The files that --part or TARGET picks; a model or meta file stands for its checkpoint."""
     if checkpoint is None:
         return [([query.file], None)] if query.file else []
@@ -131,12 +125,12 @@ def _named(query: Query, checkpoint: Checkpoint | None, part: str | None) -> lis
     return [([p.path], p.rank) for p in checkpoint.having("optimizer", "recipe") if p.path == query.file]
 
 
-def _states(sets: list[_Set], must: bool) -> tuple[list[OptimizerState], list[Damaged]]:
+def _states(sets: list[FileSet], must: bool) -> tuple[list[OptimizerState], list[Damaged]]:
     """The optimizer in each set of files: one file, or the indexes that together describe one."""
     ranks, failures = [], []
     for paths, rank in sets:
         try:
-            file = _whole(read_files(paths))
+            file = as_one(read_files(paths))
             state = optimizer_state(file, rank)
         except Damaged as failure:
             failure.path = failure.path or paths[0]
@@ -150,13 +144,6 @@ def _states(sets: list[_Set], must: bool) -> tuple[list[OptimizerState], list[Da
     return ranks, failures
 
 
-def _whole(files: list[TensorFile]) -> TensorFile:
-    if len(files) == 1:
-        return files[0]
-    values = {name: value for file in files for name, value in file.values.items()}
-    return files[0]._replace(tensors=tuple(tensor for file in files for tensor in file.tensors), values=values)
-
-
 def _say_of(file: TensorFile) -> None:
     for said in file.notes:
         out.warning(f"{file.path}: {said}")
@@ -168,7 +155,7 @@ def _say_of(file: TensorFile) -> None:
 def _seen(file: TensorFile) -> str:
     """What a file holds instead of an optimizer."""
     names = [tensor.name for tensor in file.tensors] or list(file.values)
-    what = text.count(len(file.tensors), "tensor") if file.tensors else text.count(len(file.values), "value")
+    what = counted(len(file.tensors), "tensor") if file.tensors else counted(len(file.values), "value")
     return f"{what}, {'the first' if len(names) > 1 else 'it'} is {names[0]!r}" if names else "it is empty"
 
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from fnmatch import fnmatchcase
 from typing import Annotated, Any, NamedTuple
@@ -12,8 +11,8 @@ import typer
 
 from ckpt_cli.checkpoint import TensorFile
 from ckpt_cli.commands import options
-from ckpt_cli.contents import PARTS, paths_of, read_files
-from ckpt_cli.errors import CkptError, NotFound
+from ckpt_cli.contents import PARTS, paths_of, read_files, values_of
+from ckpt_cli.errors import CkptError, NotFound, counted
 from ckpt_cli.formats import Files
 from ckpt_cli.listing import Listed, among_themselves, listing, record_of, totals_of
 from ckpt_cli.query import Query
@@ -96,7 +95,7 @@ def tensors(
 def _tensors(query: Query, part: str | None, asked: _Asked, chosen: out.Format) -> int:
     files = read_files(paths_of(query.file, options.look_for_subject(query), part))
     listed, totals = _listed(files, asked)
-    values = _values(files)
+    values = values_of(files)
     if asked.pattern is not None and (asked.values or chosen == "table"):
         values = {name: value for name, value in values.items() if _wanted(name, asked.pattern)}
     foreign = [name for file in files for name in file.foreign_globals]
@@ -111,7 +110,7 @@ def _tensors(query: Query, part: str | None, asked: _Asked, chosen: out.Format) 
         out.emit_json(
             "inspect tensors",
             {
-                "tensors": [record_of(item, asked.hashes, asked.stats) for item in listed],
+                "tensors": (record_of(item, asked.hashes, asked.stats) for item in listed),
                 "totals": totals,
                 "files": [{"path": file.path, "container": file.container} for file in files],
                 "foreign_globals": [{"name": name.name, "runs_code": name.runs_code} for name in foreign],
@@ -127,26 +126,18 @@ def _tensors(query: Query, part: str | None, asked: _Asked, chosen: out.Format) 
         out.emit_lines(values if asked.values else (item.tensor.name for item in listed))
         return 0
     if asked.values:
-        rows = [[name, value_text(value)] for name, value in values.items()]
-        out.emit_rows(chosen, _VALUES, rows)
+        out.emit_rows(chosen, _VALUES, ([name, value_text(value)] for name, value in values.items()))
         return 0
     if asked.tree:
         _emit_tree(files, listed, asked.sort, chosen)
     elif listed or chosen == "plain":
         _emit_list(files, listed, asked, chosen)
     if chosen == "table":
-        count = text.count(totals["tensors"], "tensor")
-        out.say(f"{count}, {totals['parameters']:,} parameters, {text.size(totals['bytes'])}")
+        count = counted(totals["tensors"], "tensor")
+        out.say(f"{count}, {counted(totals['parameters'], 'parameter', ',')}, {text.size(totals['bytes'])}")
         if values:
             _emit_few(values)
     return 0
-
-
-def _values(files: list[TensorFile]) -> dict[str, Any]:
-    """Everything that is no tensor, by name; of several files with the file's name before it."""
-    if len(files) == 1:
-        return files[0].values
-    return {f"{os.path.basename(file.path)}:{name}": value for file in files for name, value in file.values.items()}
 
 
 def _wanted(name: str, pattern: str | None) -> bool:
@@ -196,7 +187,7 @@ def _emit_list(files: Sequence[TensorFile], listed: Sequence[Listed], asked: _As
     order = [name for name in order if name not in left_out]
     texts = file_texts(files)
     cells = (_cells(item, texts) for item in listed)
-    out.emit_rows(chosen, [columns[name] for name in order], [[row[name] for name in order] for row in cells])
+    out.emit_rows(chosen, [columns[name] for name in order], ([row[name] for name in order] for row in cells))
 
 
 def _cells(item: Listed, texts: dict[str, str]) -> dict[str, str | Cell]:
@@ -222,23 +213,22 @@ def _emit_tree(files: Sequence[TensorFile], listed: Sequence[Listed], sort: str,
     """Branches of names; below the file's own where several have tensors of the same name, as optimizer shards do."""
     several = len({item.tensor.name for item in listed}) < len(listed) and len(files) > 1
     texts = file_texts(files)
-    leaves = []
-    for item in among_themselves(listed):
+
+    def leaf(item: Listed) -> tree.Leaf:
         tensor, tied = item.tensor, item.sharing.tied_to
         alone = not item.sharing.counted
         shape = shape_text(tensor.shape) + (f" tied to {tied}" if tied is not None else "")
         path = ([texts[item.file.path]] if several else []) + tensor.name.split(".", tree.DEPTH)
-        leaves.append(
-            tree.Leaf(path, tensor.dtype, shape, tensor.elements if alone else 0, tensor.bytes if alone else 0)
-        )
-    root = tree.grow(leaves, sort)
+        return tree.Leaf(path, tensor.dtype, shape, tensor.elements if alone else 0, tensor.bytes if alone else 0)
+
+    root = tree.grow(map(leaf, among_themselves(listed)), sort)
     if chosen == "plain":
-        out.emit_rows(chosen, [], list(tree.flat_rows(root)))
+        out.emit_rows(chosen, [], tree.flat_rows(root))
     else:
         out.emit_rows(chosen, tree.COLUMNS, tree.drawn_rows(root))
 
 
-def _emit_few(values: dict[str, Any]) -> None:
+def _emit_few(values: Mapping[str, Any]) -> None:
     rows, left = short_values(values, _FEW, _SHORT)
     out.emit_lines([""])
     out.emit_rows("table", _VALUES, rows)

@@ -14,7 +14,7 @@ from ckpt_cli.casts import DTYPES, target_dtype
 from ckpt_cli.checkpoint import Checkpoint, checkpoint_record, problem_record
 from ckpt_cli.commands import options
 from ckpt_cli.described import base_metadata
-from ckpt_cli.errors import CkptError, NotFound
+from ckpt_cli.errors import CkptError, NotFound, counted
 from ckpt_cli.levels import Level
 from ckpt_cli.orders import Order
 from ckpt_cli.own_model import SPECIFIER
@@ -114,19 +114,19 @@ def load_test(
         if checkpoint and checkpoint.state == "in-progress":
             out.note(f"{checkpoint.ref} is still being written")
         order = Order(
-            checkpoint,
-            query.file,
-            base_metadata(checkpoint, query.found.checkpoints, query.settings.sources),
-            overrides,
-            family,
-            model,
-            device,
-            floats,
-            phase == "train",
-            batch,
-            _place(save_logits, query, checkpoint, force),
-            force,
-            config and os.path.abspath(os.path.expanduser(config)),
+            checkpoint=checkpoint,
+            file=query.file,
+            base=base_metadata(checkpoint, query.found.checkpoints, query.settings.sources),
+            given=overrides,
+            family=family,
+            model=model,
+            device=device,
+            dtype=floats,
+            train=phase == "train",
+            tokens=batch,
+            save_logits=_place(save_logits, query, checkpoint, force),
+            force=force,
+            config=config and os.path.abspath(os.path.expanduser(config)),
         )
         outcome = trial.run(order, timeout)
     if chosen == "json":
@@ -220,13 +220,13 @@ def _sum_up(order: Order, outcome: Outcome) -> int:
     failed = outcome.failed
     subject = order.checkpoint.ref if order.checkpoint else order.file
     if failed:
-        # What has stood above, a line each, is counted.
-        counted = failed.name == "build" and len(lines) > 1
-        why = f"{len(lines)} names or shapes differ" if counted else failed.detail
+        # What has stood above, a line each, is only counted.
+        told = failed.name == "build" and len(lines) > 1
+        why = f"{len(lines)} names or shapes differ" if told else failed.detail
         out.error(NotFound(f"{subject} fails at {failed.name}: {why}"))
         return NotFound.code
     passed = sum(level.status == "pass" for level in outcome.levels)
     at = f"on {outcome.device} in {outcome.dtype}" if outcome.dtype else f"on {outcome.device}"
     memory = text.size(outcome.peak)
-    out.say(f"{subject}: {text.count(passed, 'level')} passed {at}, {memory} of memory at most")
+    out.say(f"{subject}: {counted(passed, 'level')} passed {at}, {memory} of memory at most")
     return 0

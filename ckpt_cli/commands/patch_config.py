@@ -12,7 +12,7 @@ import typer
 from ckpt_cli import patching
 from ckpt_cli.checkpoint import problem_record
 from ckpt_cli.commands import options
-from ckpt_cli.errors import CkptError
+from ckpt_cli.errors import CkptError, counted
 from ckpt_cli.journal import new_id
 from ckpt_cli.migrations import MISSING
 from ckpt_cli.patch import difference, told
@@ -21,6 +21,7 @@ from ckpt_cli.query import Query, nothing_in
 from ckpt_cli.selector import choose, choose_one
 from ckpt_cli.ui import out, text
 from ckpt_cli.ui.out import Cell, Column
+from ckpt_cli.ui.plan import problems
 from ckpt_cli.ui.progress import byte_bar
 
 app = options.new_app()
@@ -98,7 +99,7 @@ def patch_config(
             _sum_up(plans, dry_run or check, chosen)
             _report(plans, changing, dry_run or check, chosen)
             return 1 if check and (changing or trouble) else code
-        files = text.count(len(changing), "file")
+        files = counted(len(changing), "file")
         if not out.confirm(f"change {files} as shown?", yes):
             out.error(CkptError("declined: nothing was changed"))
             _report(plans, [], False, chosen)
@@ -192,7 +193,7 @@ def _carry_out(
     done = [planned for planned in changing if os.path.realpath(planned.path) not in left]
     _sum_up(plans, False, chosen, len(done))
     if chosen != "json" and done:
-        where = text.count(len({planned.run for planned in done}), "run")
+        where = counted(len({planned.run for planned in done}), "run")
         kept = sum(os.path.getsize(planned.path) for planned in done)
         out.say(f"the old files ({text.size(kept)}) are in .ckpt-undo of {where}")
         command = f"ckpt patch-config {done[0].label} --undo" if len(done) == 1 else "ckpt patch-config --undo"
@@ -224,24 +225,20 @@ def _sum_up(plans: Sequence[Planned], would: bool, chosen: out.Format, done: int
         if number
     ]
     if chosen != "json":
-        out.say(f"{text.count(len(plans), 'checkpoint')}: {', '.join(parts)}")
+        out.say(f"{counted(len(plans), 'checkpoint')}: {', '.join(parts)}")
 
 
 def _report(plans: Sequence[Planned], done: Sequence[Planned], dry_run: bool, chosen: out.Format) -> None:
     if chosen == "name":
         out.emit_lines(planned.label for planned in done)
     elif chosen == "json":
-        problems = [problem_record(problem) for planned in plans for problem in planned.unclear]
-        problems += [
-            {"code": planned.failure.kind, "detail": planned.failure.message, "path": planned.failure.path}
-            for planned in plans
-            if planned.failure
-        ]
+        found = [problem_record(problem) for planned in plans for problem in planned.unclear]
+        found += [planned.failure.problem for planned in plans if planned.failure]
         changed = [{"ref": planned.ref, "path": planned.path, "changes": _changes(planned)} for planned in done]
         unchanged = [planned.ref or planned.path for planned in plans if planned not in done]
         notes = [{"ref": planned.ref, "detail": planned.note} for planned in plans if planned.note]
         skipped = [{"ref": planned.ref, "reason": planned.skipped} for planned in plans if planned.skipped]
-        body = {"changed": changed, "unchanged": unchanged, "dry_run": dry_run, "problems": problems}
+        body = {"changed": changed, "unchanged": unchanged, "dry_run": dry_run, "problems": found}
         body |= {"notes": notes, "skipped": skipped}
         out.emit_json("patch-config", body)
 
@@ -274,8 +271,7 @@ def _undo(query: Query, force: bool, chosen: out.Format) -> int:
     for path, why in stayed:
         out.warning(f"{path} stayed as it is: {why}")
     if chosen == "json":
-        problems = [{"code": "stayed", "detail": why, "path": path} for path, why in stayed]
-        body = {"changed": [], "unchanged": [], "dry_run": False, "restored": done, "problems": problems}
+        body = {"changed": [], "unchanged": [], "dry_run": False, "restored": done, "problems": problems(stayed)}
         out.emit_json("patch-config", body)
     elif chosen == "name":
         out.emit_lines(done)

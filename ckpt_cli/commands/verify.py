@@ -10,10 +10,10 @@ import typer
 from ckpt_cli import verify as spine
 from ckpt_cli.checkpoint import problem_record
 from ckpt_cli.commands import options
-from ckpt_cli.errors import CkptError
+from ckpt_cli.errors import CkptError, counted
 from ckpt_cli.query import Query, nothing_in
 from ckpt_cli.selector import choose
-from ckpt_cli.ui import out, text
+from ckpt_cli.ui import out
 from ckpt_cli.ui.out import Cell, Column
 from ckpt_cli.ui.progress import byte_bar
 from ckpt_cli.verify import Result, Unit, Verified
@@ -121,7 +121,7 @@ def _sum_up(results: list[Result], recorded: list[str], strict: bool) -> None:
     counts = {state: sum(result.status == state for result in results) for state in _STYLES}
     words = {"unverifiable": "whole, but without a checksum"}
     parts = [f"{number} {words.get(state, state)}" for state, number in counts.items() if number]
-    out.say(f"{text.count(len(results), 'file')}: {', '.join(parts)}")
+    out.say(f"{counted(len(results), 'file')}: {', '.join(parts)}")
     for place in recorded:
         out.say(f"wrote {place}")
     if counts["unverifiable"] and not recorded and not counts["damaged"] and strict:

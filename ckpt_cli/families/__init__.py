@@ -30,7 +30,8 @@ class Described(NamedTuple):
     without the key that a trainer keeps the state dict under. `config` is the model's configuration as its trainer
     wrote it (nanochat's `model_config`, nano-gpt's `config`, nanoGPT's `model_args`, a `config.json`, a
     `params.json`), `meta` all the metadata, `base` the metadata of the base run of the same tag, None where there is
-    none. `given` is what the user said of it: `window_pattern`, `softcap`, `rotary_rounding`.
+    none. `given` is what the user said of it: `window_pattern`, `softcap`, `rotary_rounding`; `overruled` what a file
+    that the user named says otherwise than `config`, which holds.
     `mapped` gives the same weights under the names of transformers, with their config.json; it raises CkptError where
     no map does.
     """
@@ -44,6 +45,7 @@ class Described(NamedTuple):
     base: Mapping[str, Any] | None
     given: Mapping[str, str]
     mapped: Callable[[], Mapped]
+    overruled: tuple[Assumption, ...] = ()
 
     @property
     def items(self) -> dict[str, Item]:

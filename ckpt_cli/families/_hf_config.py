@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from ckpt_cli.errors import CkptError
+from ckpt_cli.errors import CkptError, counted
 from ckpt_cli.families._settings import shown
 
 # What would fetch or run something, or belongs to whoever loads the model; the dtype is that of the weights.
@@ -77,6 +77,6 @@ def _kept(path: str, value: Any, tensors: int, depth: int, key: str = "") -> Any
         return value
     most = tensors if _LAYERS.fullmatch(key) else _MOST_EXPERTS if _EXPERTS.fullmatch(key) else _MOST
     if abs(value) > _MOST or (most != _MOST and not 0 <= value <= most):
-        more = f", and it has {tensors} tensors" if _LAYERS.fullmatch(key) else ", which no model has"
+        more = f", and it has {counted(tensors, 'tensor')}" if _LAYERS.fullmatch(key) else ", which no model has"
         raise CkptError(f"{path}: its configuration says {key} {shown(value)}{more}")
     return value

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from typing import Any, Literal, NamedTuple
 
 from ckpt_cli.checkpoint import TensorInfo
-from ckpt_cli.errors import CkptError
+from ckpt_cli.errors import CkptError, counted
 from ckpt_cli.maps import Source
 
 
@@ -30,7 +30,7 @@ class Heads(NamedTuple):
             return count
         if of == "key" and self.keys is None:
             raise absent(source, ("n_kv_heads" if source.params and not source.config else "num_key_value_heads",))
-        what = f"{source.path}: tensor {name!a} has {rows} rows, which are not {count} heads of {self.size}"
+        what = f"{source.path}: tensor {name!a} has {rows} rows, which are not {counted(count, 'head')} of {self.size}"
         raise CkptError(what, kind="wrong-shape", record=name)
 
 

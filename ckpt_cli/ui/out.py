@@ -4,8 +4,9 @@ import json
 import math
 import os
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from itertools import groupby, islice
 from typing import Any, Literal, NamedTuple, get_args
 
 from ckpt_cli.errors import CkptError, Refused
@@ -36,6 +37,8 @@ class Cell(NamedTuple):
 Row = Sequence["str | Cell"]
 # Characters beyond which a column is not widened for the sake of one long cell.
 _WIDEST = 200
+# Items of a long list that are written together; characters of a text that is written alone.
+_AT_ONCE, _LARGE = 256, 1 << 16
 
 
 def pick_format(format: str | None, as_json: bool, quiet: bool) -> Format:
@@ -52,13 +55,54 @@ def pick_format(format: str | None, as_json: bool, quiet: bool) -> Format:
 
 
 def emit_json(command: str, body: dict[str, Any]) -> None:
-    """The JSON object of a command; what is not finite becomes null."""
-    envelope = {"schema_version": 1, "command": command, **body}
+    """The JSON object of a command; what is not finite becomes null. A list may be an iterator, of which no more than
+    some items are in memory."""
+    mark = "{"
+    for key, value in {"schema_version": 1, "command": command, **body}.items():
+        _write(f'{mark}"{key}": ')
+        for piece in _pieces(value):
+            _write(piece)
+        mark = ", "
+    _write("}\n")
+
+
+def _pieces(value: Any) -> Iterator[str]:
+    """JSON, of long lists, mappings and texts not all at once; an iterator is a list."""
+    mark = ""
+    if isinstance(value, (list, tuple, Iterator)):
+        members = iter(value)
+        yield "["
+        while batch := list(islice(members, _AT_ONCE)):
+            yield mark + _json(batch)[1:-1]
+            mark = ", "
+        yield "]"
+    elif isinstance(value, Mapping):
+        pairs = iter(value.items())
+        yield "{"
+        while some := list(islice(pairs, _AT_ONCE)):
+            for large, group in groupby(some, lambda pair: _is_large(pair[1])):
+                if not large:
+                    yield mark + _json(dict(group))[1:-1]
+                    mark = ", "
+                    continue
+                for key, member in group:
+                    yield mark + _json({key: 0})[1:-2]
+                    yield from _pieces(member)
+                    mark = ", "
+        yield "}"
+    else:
+        yield _json(value)
+
+
+def _is_large(value: Any) -> bool:
+    return isinstance(value, Iterator) or (isinstance(value, str) and len(value) > _LARGE)
+
+
+def _json(value: Any) -> str:
     try:
-        text = json.dumps(envelope, allow_nan=False)
+        return json.dumps(value, allow_nan=False)
     except ValueError:
-        text = json.dumps(finite(envelope), allow_nan=False)
-    _write(text + "\n")
+        return json.dumps(finite(value), allow_nan=False)
 
 
 @contextmanager
@@ -71,8 +115,7 @@ def answering(command: str, format: Format, empty: dict[str, Any]) -> Iterator[N
         yield
     except CkptError as failure:
         if format == "json" and failure.code in (1, 3):
-            problem = {"code": failure.kind, "detail": failure.message, "path": failure.path}
-            emit_json(command, {**empty, "problems": [problem]})
+            emit_json(command, {**empty, "problems": [failure.problem]})
         raise
 
 
@@ -87,20 +130,21 @@ def finite(value: Any) -> Any:
     return value
 
 
-def emit_rows(format: Format, columns: Sequence[Column], rows: Sequence[Row]) -> None:
+def emit_rows(format: Format, columns: Sequence[Column], rows: Iterable[Row]) -> None:
     """Records as a table, or tab-separated one a line."""
     if format == "plain":
-        lines = ("\t".join(printable(cell.raw if isinstance(cell, Cell) else cell) for cell in row) for row in rows)
-        _write("".join(line + "\n" for line in lines))
+        for row in rows:
+            _write("\t".join([printable(cell.raw if isinstance(cell, Cell) else cell) for cell in row]) + "\n")
     elif sys.stdout.isatty():
-        _draw(columns, rows)
+        _draw(columns, list(rows))
     else:
         _align(columns, rows)
 
 
 def emit_lines(lines: Iterable[str]) -> None:
     """Names or values, one a line, made harmless."""
-    _write("".join(printable(line) + "\n" for line in lines))
+    for line in lines:
+        _write(printable(line) + "\n")
 
 
 def no_names(format: Format, command: str) -> None:
@@ -113,7 +157,7 @@ def _text(cell: str | Cell) -> str:
     return printable(cell.text if isinstance(cell, Cell) else cell)
 
 
-def _align(columns: Sequence[Column], rows: Sequence[Row]) -> None:
+def _align(columns: Sequence[Column], rows: Iterable[Row]) -> None:
     """Plain aligned text, uncut: a table in a pipe."""
     table = [[column.title for column in columns], *([_text(cell) for cell in row] for row in rows)]
     widths = [min(_WIDEST, max(len(line[index]) for line in table)) for index in range(len(columns))]

@@ -5,14 +5,17 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from heapq import nsmallest
+from itertools import islice
 from typing import Any
 
 from ckpt_cli.checkpoint import TensorFile
+from ckpt_cli.errors import counted
 from ckpt_cli.listing import Listed
-from ckpt_cli.ui.text import count
+
+# Values that are looked at together.
+_BATCH = 1000
 
 
 def shape_text(shape: Sequence[int]) -> str:
@@ -24,7 +27,7 @@ def storage_text(item: Listed) -> str:
     tensor = item.tensor
     if tensor.form == "chunked":
         files = len({piece.storage.file for _, piece in tensor.pieces if piece.storage})
-        return f"{count(len(tensor.pieces), 'piece')} in {count(files, 'file')}"
+        return f"{counted(len(tensor.pieces), 'piece')} in {counted(files, 'file')}"
     if tensor.form == "slice":
         return "slice at " + " and ".join(",".join(map(str, at)) for at, _ in tensor.pieces)
     if tensor.pieces:
@@ -59,6 +62,11 @@ def value_text(value: Any) -> str:
         return value or '""'
     if isinstance(value, float) and not math.isfinite(value):
         return str(value)
+    if isinstance(value, Iterator):  # over a long list
+        parts = []
+        while batch := list(islice(value, _BATCH)):
+            parts.append(value_text(batch)[1:-1])
+        return f"[{', '.join(parts)}]"
     return json.dumps(value, ensure_ascii=False)
 
 
@@ -67,13 +75,17 @@ def short_values(values: Mapping[str, Any], most: int, width: int) -> tuple[list
 
     Texts are cut to `width` characters.
     """
-    lists = Counter(map(_stem, values))
+    lists: dict[str, int] = {}
+    for stem in map(_stem, values):
+        lists[stem] = lists.get(stem, 0) + 1
+        if len(lists) > _BATCH:  # what is none of the first now is never one of them
+            lists = {stem: lists[stem] for stem in nsmallest(most, lists, _rank)}
     chosen: dict[str, list[tuple[str, str]]] = {stem: [] for stem in nsmallest(most, lists, _rank)}
     for name, value in values.items():
         members = chosen.get(_stem(name))
         # No more of a long list than is shown.
         if members is not None and len(members) < width:
-            members.append((name, value_text(value)))
+            members.append((name, value_text(islice(value, width) if isinstance(value, Iterator) else value)))
     rows: list[tuple[str, str]] = []
     for stem, members in chosen.items():
         name, shown = members[0]

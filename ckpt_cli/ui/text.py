@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-_DECIMAL = ("B", "kB", "MB", "GB", "TB", "PB")
+_PREFIXES = ("", "k", "M", "G", "T", "P")
+# A thousand million is a billion only of parameters.
+_SHORT = ("", "k", "M", "B", "T")
 
 
 def printable(text: str) -> str:
@@ -26,14 +28,25 @@ def _escaped(character: str) -> str:
 
 def size(count: int) -> str:
     """Bytes in powers of ten, three digits: 419 kB, 1.12 GB."""
-    value = float(count)
-    for unit in _DECIMAL:
-        if value < 999.5 or unit == _DECIMAL[-1]:
+    number, prefix = _scaled(count, _PREFIXES)
+    return f"{number} {prefix}B"
+
+
+def short(count: int) -> str:
+    """A number of parameters in three digits: 320, 41.0k, 124M, 1.56B."""
+    return "".join(_scaled(count, _SHORT))
+
+
+def _scaled(count: int, units: tuple[str, ...]) -> tuple[str, str]:
+    """The number in three digits of the unit that fits, each a thousand times the one before."""
+    value, unit = float(count), units[0]
+    for unit in units:
+        if value < 999.5 or unit == units[-1]:
             break
         value /= 1000
-    if unit == "B":
-        return f"{count} B"
-    return f"{value:.0f} {unit}" if value >= 99.5 else f"{value:.1f} {unit}" if value >= 9.95 else f"{value:.2f} {unit}"
+    if unit == units[0]:
+        return str(count), unit
+    return f"{value:.0f}" if value >= 99.5 else f"{value:.1f}" if value >= 9.95 else f"{value:.2f}", unit
 
 
 def age(seconds: float) -> str:
@@ -44,7 +57,3 @@ def age(seconds: float) -> str:
         if seconds >= length:
             return f"{seconds / length:.0f} {unit}"
     return f"{seconds:.0f} s"
-
-
-def count(number: int, noun: str) -> str:
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

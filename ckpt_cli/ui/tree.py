@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 from ckpt_cli.ui.out import Cell, Column, Row
-from ckpt_cli.ui.text import size
+from ckpt_cli.ui.text import short, size
 
 COLUMNS = [
     Column("TENSOR"),
@@ -35,27 +35,39 @@ class Leaf(NamedTuple):
 
 
 class Branch:
-    """A name up to a dot, or to its end. `like` is one number for all branches that hold the same."""
+    """A name up to a dot, or to its end. `leaves` are dtypes and shapes; `like` is one number for all branches that
+    hold the same."""
 
     __slots__ = ("branches", "bytes", "count", "leaves", "like", "parameters")
 
     def __init__(self) -> None:
-        self.branches: dict[str, Branch] = {}
-        self.leaves: list[Leaf] = []
+        # One has branches or leaves, hardly ever both: what is empty is the same for all.
+        self.branches: dict[str, Branch] = _NO_BRANCHES
+        self.leaves: list[tuple[str, str]] = _NO_LEAVES
         self.count = self.parameters = self.bytes = 0
         self.like = 0
+
+
+_NO_BRANCHES: dict[str, Branch] = {}
+_NO_LEAVES: list[tuple[str, str]] = []
 
 
 def grow(leaves: Iterable[Leaf], sort: str) -> Branch:
     """The tree of the leaves, in their order; `sort` may be name (numbers as numbers) or bytes (of branches)."""
     root = Branch()
+    kinds: dict[tuple[str, str], tuple[str, str]] = {}
     for leaf in leaves:
         branch = root
         path = [root]
         for segment in leaf.path:
-            branch = branch.branches.setdefault(segment, Branch())
+            if segment not in branch.branches:
+                branch.branches = branch.branches or {}
+                branch.branches[sys.intern(segment)] = Branch()
+            branch = branch.branches[segment]
             path.append(branch)
-        branch.leaves.append(leaf)
+        kind = leaf.dtype, leaf.shape
+        branch.leaves = branch.leaves or []
+        branch.leaves.append(kinds.setdefault(kind, kind))
         for branch in path:
             branch.count += 1
             branch.parameters += leaf.parameters
@@ -88,7 +100,7 @@ def _liken(branch: Branch, known: dict[tuple[object, ...], int]) -> None:
     for below in branch.branches.values():
         _liken(below, known)
     content = (
-        tuple((leaf.dtype, leaf.shape) for leaf in branch.leaves),
+        tuple(branch.leaves),
         tuple(sorted((segment, below.like) for segment, below in branch.branches.items())),
     )
     branch.like = known.setdefault(content, len(known))
@@ -105,7 +117,7 @@ def _sort(branch: Branch, sort: str) -> None:
             else (1, 0, item[0])
         ),
     )
-    branch.branches = dict(ordered)
+    branch.branches = dict(ordered) or _NO_BRANCHES
     for below in branch.branches.values():
         _sort(below, sort)
 
@@ -129,7 +141,7 @@ def _drawn(label: str, times: int, members: list[Branch], lead: str, rest: str, 
         inner, more, members = below[0]
         label, times = f"{label}.{inner}", times * more
         below = _groups(members)
-    kinds = dict.fromkeys((leaf.dtype, leaf.shape) for leaf in members[0].leaves)
+    kinds = dict.fromkeys(members[0].leaves)
     count, parameters, total = (
         sum(sums) for sums in zip(*((member.count, member.parameters, member.bytes) for member in members))
     )
@@ -171,15 +183,3 @@ def _label(names: Sequence[str]) -> str:
     if len(runs) > _LISTED:
         runs = [*runs[: _LISTED - 2], "...", runs[-1]]
     return "{" + ",".join(runs) + "}"
-
-
-def short(count: int) -> str:
-    """A number of parameters in three digits: 320, 41.0k, 124M, 1.56B."""
-    value, unit = float(count), ""
-    for unit in ("", "k", "M", "B", "T"):
-        if value < 999.5 or unit == "T":
-            break
-        value /= 1000
-    if not unit:
-        return str(count)
-    return f"{value:.0f}{unit}" if value >= 99.5 else f"{value:.1f}{unit}" if value >= 9.95 else f"{value:.2f}{unit}"

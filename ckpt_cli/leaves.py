@@ -1,0 +1,50 @@
+"""Nested metadata by dotted key: its leaves, and which of them are the same."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from itertools import chain, count
+from typing import Any
+
+# Names alike that are told apart by the next number.
+_MANY = 100
+
+
+def flat(value: Any, name: str = "") -> dict[str, Any]:
+    """The leaves of nested objects and lists by dotted key, list indexes among them; empty ones are leaves."""
+    leaves: dict[str, Any] = {}
+    pending: list[tuple[str, Any]] = [(name, value)]
+    while pending:
+        name, item = pending.pop()
+        members: Iterable[tuple[Any, Any]] = ()
+        if isinstance(item, dict):
+            members = item.items()
+        elif isinstance(item, list):
+            members = enumerate(item)
+        inner = [(f"{name}.{key}" if name else str(key), member) for key, member in members]
+        if inner:
+            pending.extend(reversed(inner))
+        else:
+            put_all(leaves, {name or "<root>": item})
+    return leaves
+
+
+def put_all(leaves: dict[str, Any], more: Mapping[str, Any]) -> None:
+    """Adds leaves; one whose key is taken by another value gets a key of its own, so that it is not lost."""
+    for key, value in more.items():
+        leaves[key if key not in leaves or alike(leaves[key], value) else unused(key, leaves)] = value
+
+
+def unused(name: str, taken: Mapping[str, Any]) -> str:
+    """The name with a number behind it that no other has."""
+    # From 2 on; of very many alike, from a number that none of them can have yet.
+    numbers = chain(range(2, _MANY), count(_MANY + len(taken)))
+    return next(new for number in numbers if (new := f"{name}#{number}") not in taken)
+
+
+def alike(a: Any, b: Any) -> bool:
+    """Whether two JSON scalars are the same: numbers by value, NaN is NaN, and a boolean is no number."""
+    if isinstance(a, bool) is not isinstance(b, bool):
+        return False
+    return bool(a == b) or (isinstance(a, float) and isinstance(b, float) and math.isnan(a) and math.isnan(b))
