@@ -9,6 +9,7 @@ from typing import Any
 from ckpt_cli.checkpoint import TensorInfo
 from ckpt_cli.errors import CkptError
 from ckpt_cli.formats import ByteSource, safetensors
+from ckpt_cli.formats._header import MAX_METADATA
 from ckpt_cli.items import Item
 from ckpt_cli.ties import Alias, written
 from ckpt_cli.writing import Output, item_bytes
@@ -41,6 +42,9 @@ def single(path: str, items: Sequence[Item], aliases: Sequence[Alias], notes: Ma
     told = {"format": "pt", **notes}
     if aliases:
         told["ckpt.aliases"] = written(aliases)
+    if (said := len(json.dumps(told))) > MAX_METADATA:
+        what = f"what is no tensor takes {said} characters as metadata, of at most {MAX_METADATA}"
+        raise CkptError(f"{path} cannot hold all of it: {what}")
     header: dict[str, Any] = {"__metadata__": told}
     for item in items:
         shape = list(item.shape)

@@ -415,7 +415,7 @@ def test_a_pickle_takes_so_much_memory_and_no_more(made: bytes, monkeypatch: pyt
     """One byte makes something of up to two hundred: what that takes is counted, and goes by the file's size."""
     monkeypatch.setattr(_inert, "_ROOM", 100_000)
     data = b"\x80\x04" + made * 20_000 + b"N."
-    with pytest.raises(CkptError, match="more than its size allows"):
+    with pytest.raises(CkptError, match="more memory than"):
         _pickle.load(whole(data), {}, {}, lambda pid: pid)
     monkeypatch.setattr(_inert, "_ROOM", 10_000_000)
     assert _pickle.load(whole(data), {}, {}, lambda pid: pid).value is None
@@ -443,3 +443,22 @@ def test_a_tensor_of_itself_many_times_over(read: Read) -> None:
     assert len(read(torch_file(first + level * 3 + b"h\1")).tensors) == 1
     with pytest.raises(CkptError, match="made of more than 1024 others"):
         read(torch_file(first + level * 40 + b"h\1"))
+
+
+def test_a_file_that_is_trusted_may_take_more(call: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A list of many small dicts, as a long log is: refused, with the way out."""
+    torch.save({"log": [{"step": n, "loss": n / 7} for n in range(3_000)]}, tmp_path / "long.pt")
+    monkeypatch.setattr(_inert, "_ROOM", 400_000)
+    refused = call("inspect", "tensors", tmp_path / "long.pt")
+    assert refused.code == 2 and "more memory than" in refused.err and "hint: CKPT_MEMORY=1000 lets" in refused.err
+    (result,) = call("verify", tmp_path / "long.pt", "--json").json["results"]
+    assert [problem["code"] for problem in result["problems"]] == ["too-costly"]
+    monkeypatch.setenv("CKPT_MEMORY", "100")
+    assert call("inspect", "tensors", tmp_path / "long.pt").code == 0
+    assert call("verify", tmp_path / "long.pt").code == 0
+
+
+def test_texts_that_no_header_holds(call: Run, tmp_path: Path) -> None:
+    torch.save({"w": torch.ones(1), "texts": ["x" * 1_000_000] * 9}, tmp_path / "long.pt")
+    done = call("convert", tmp_path / "long.pt")
+    assert done.code == 2 and "cannot hold all of it" in done.err and not (tmp_path / "long.safetensors").exists()

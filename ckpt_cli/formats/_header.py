@@ -20,7 +20,7 @@ from ckpt_cli.formats._stream import blocks
 METADATA = "__metadata__"
 # Characters of a member, which are some two hundred; of all the metadata, and how many texts they are. What lists and
 # objects of them take in memory is 30 times as much.
-_MAX_MEMBER, _MAX_METADATA, _MAX_TEXTS = 1 << 20, 8 << 20, 50_000
+_MAX_MEMBER, MAX_METADATA, _MAX_TEXTS = 1 << 20, 8 << 20, 50_000
 _MAX_DEPTH = 127
 _blanks = re.compile(r"[ \t\n\r]*").match
 _Read = TypeVar("_Read")
@@ -79,7 +79,7 @@ def _until_closed(text: _Text) -> Iterator[None]:
 def _metadata(text: _Text) -> dict[str, str]:
     """An object of texts and nothing else."""
     found: dict[str, str] = {}
-    left = _MAX_METADATA
+    left = MAX_METADATA
     text.at += 1
     for _ in _until_closed(text):
         name, value = text.whole(_pair_of_texts, left)

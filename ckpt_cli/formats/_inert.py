@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from array import array
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
@@ -16,6 +17,16 @@ class Malformed(CkptError):
 
 class Truncated(Malformed):
     """The data ends before the pickle does."""
+
+
+class Costly(Malformed):
+    """What it holds takes more memory than a file gets unasked."""
+
+    kind = "too-costly"
+
+    def __init__(self, where: str = "") -> None:
+        what = f"its contents unfold to more memory than a file gets unasked{where}"
+        super().__init__(what, f"{MEMORY}=1000 lets a file that you trust take 1000 MB")
 
 
 class RunsCode(CkptError):
@@ -232,6 +243,8 @@ def length_of(items: Iterable[Any]) -> int:
     return sum(len(item) if type(item) is array else 1 for item in items)
 
 
+# The environment variable that grants more, in megabytes.
+MEMORY = "CKPT_MEMORY"
 # Bytes that the contents of any file may take in memory, to be read and listed; and of a large one for each byte
 # beyond that, as far as it holds what earns them.
 _ROOM, _SMALL, _PER_BYTE = 39 << 20, 1 << 20, 80
@@ -254,7 +267,13 @@ class Earned(NamedTuple):
         """Bytes that its contents may take in memory. Lists, marks and the like have to do with what others left."""
         earned = _PER_STORAGE * self.storages + _PER_VIEW * self.views
         earned += min(_PER_TEXT * self.texts, _MOST_FOR_TEXTS)
-        return _ROOM + min(earned, _PER_BYTE * max(0, self.size - _SMALL))
+        return max(_ROOM, _granted()) + min(earned, _PER_BYTE * max(0, self.size - _SMALL))
+
+
+def _granted() -> int:
+    """What the user grants any file, in bytes."""
+    said = os.environ.get(MEMORY, "")
+    return int(said) * 10**6 if said.isdecimal() and len(said) < 9 else 0
 
 
 def quoted(text: str) -> str:

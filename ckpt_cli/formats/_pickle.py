@@ -17,6 +17,7 @@ from ckpt_cli.errors import CkptError
 from ckpt_cli.formats._code_names import runs_code
 from ckpt_cli.formats._effects import NUMBER, PLACED
 from ckpt_cli.formats._inert import (
+    Costly,
     Earned,
     Global,
     Malformed,
@@ -198,7 +199,7 @@ class Machine:
         self.room += earned - self.granted
         self.granted = earned
         if self.room < 0:
-            raise Malformed(f"its pickle unfolds to more than its size allows, by byte {self.place}")
+            raise Costly(f", by byte {self.place}")
 
     def fetch(self, count: int) -> None:
         """Has `count` bytes at hand; raises Truncated where they are not there."""

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from ckpt_cli.checkpoint import TensorInfo
 from ckpt_cli.errors import CkptError
-from ckpt_cli.formats._inert import Attributed, Earned, Global, Long, Opaque, Ordered, length_of
+from ckpt_cli.formats._inert import Attributed, Costly, Earned, Global, Long, Opaque, Ordered, length_of
 from ckpt_cli.formats._known import known
 from ckpt_cli.formats._members import ITSELF, as_json, empty_as_json, key_text, kind_of, members_of, weight_of
 from ckpt_cli.formats._values import MANY, Run, Values, is_clear, kinds, leaves, size_of
@@ -151,7 +151,7 @@ class _Walk:
         if (
             isinstance(value, (dict, list)) and (_VALUE + len(name)) * length_of(value) > self.room
         ):  # before the first of them is listed
-            raise CkptError("its contents unfold to more than its size allows")
+            raise Costly
         self.kinds[name] = kind = "mixed" if name in self.kinds else kind_of(value)
         if not is_clear(value, kind):
             self.unclear.add(id(value))
@@ -195,7 +195,7 @@ class _Walk:
         if self.text > self.most_text:
             raise CkptError(f"its names and texts unfold to more than {self.most_text} characters")
         if self.room < 0:
-            raise CkptError("its contents unfold to more than its size allows")
+            raise Costly
 
     def bears_tensors(self, value: Any) -> bool:
         """Whether a tensor lies anywhere below a container; all of them are looked into once, when one is met again."""
@@ -230,7 +230,7 @@ def _bearing(root: Any, most: int) -> set[int]:
                 before.append(latest[number])
                 latest[number] = len(before) - 1
                 if len(latest) + len(before) // 3 > most:
-                    raise CkptError("its contents unfold to more than its size allows")
+                    raise Costly
     found = bytearray(len(latest))
     while reached:
         number = reached.pop()
