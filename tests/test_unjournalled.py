@@ -40,7 +40,7 @@ def small(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Path]:
     if request.param == "ext4":
         with open(tmp_path / "image", "wb") as image:
             image.truncate(4 << 20)
-        made = shutil.which("mkfs.ext4")
+        made = shutil.which("mkfs.ext4", path=f"{os.environ['PATH']}:/usr/sbin:/sbin")
         if not made or subprocess.run([made, "-q", "-m", "0", str(tmp_path / "image")], capture_output=True).returncode:
             pytest.skip("no ext4 can be made here")
         mount = ["mount", "-o", "loop", str(tmp_path / "image"), str(place)]
