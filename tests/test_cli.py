@@ -361,35 +361,56 @@ def test_prune_asks_and_defaults_to_no(tree: Path) -> None:
         assert len(list((tree / "base_checkpoints/d4").glob("model_*.pt"))) == left
 
 
-def test_table_on_a_terminal_obeys_no_color_and_width(demo_tree: Path) -> None:
-    def drawn(width: int, **environ: str) -> str:
-        master, slave = pty.openpty()
-        child = subprocess.Popen(
-            [sys.executable, "-m", "ckpt_cli", "list", str(demo_tree)],
-            stdout=slave, stderr=subprocess.DEVNULL, stdin=subprocess.DEVNULL,
-            env={"PATH": os.environ["PATH"], "PYTHONPATH": str(REPOSITORY), "HOME": "/nonexistent",
-                 "COLUMNS": str(width), "TERM": "xterm-256color", **environ},
-        )  # fmt: skip
-        os.close(slave)
-        text = b""
-        while True:
-            try:
-                piece = os.read(master, 65536)
-            except OSError:  # the other end is closed
-                break
-            if not piece:
-                break
-            text += piece
-        os.close(master)
-        assert child.wait(timeout=60) == 0
-        return text.decode()
+def on_a_terminal(*arguments: object, width: int = 120, **environ: str) -> str:
+    """What `ckpt` writes to one of so many columns."""
+    master, slave = pty.openpty()
+    child = subprocess.Popen(
+        [sys.executable, "-m", "ckpt_cli", *map(str, arguments)],
+        stdout=slave, stderr=subprocess.DEVNULL, stdin=subprocess.DEVNULL,
+        env={"PATH": os.environ["PATH"], "PYTHONPATH": str(REPOSITORY), "HOME": "/nonexistent",
+             "COLUMNS": str(width), "TERM": "xterm-256color", **environ},
+    )  # fmt: skip
+    os.close(slave)
+    text = b""
+    while True:
+        try:
+            piece = os.read(master, 65536)
+        except OSError:  # the other end is closed
+            break
+        if not piece:
+            break
+        text += piece
+    os.close(master)
+    assert child.wait(timeout=60) == 0
+    return text.decode()
 
-    wide = drawn(120)
+
+def uncoloured(text: str) -> str:
+    return re.sub(r"\x1b\[[0-9;]*m", "", text)
+
+
+def test_table_on_a_terminal_obeys_no_color_and_width(demo_tree: Path) -> None:
+    wide = on_a_terminal("list", demo_tree)
     assert "\x1b[" in wide and all(f"base/d6/{step} " in wide for step in (50, 100, 150))
-    assert "\x1b[3" not in drawn(120, NO_COLOR="1") and "\x1b[" not in drawn(120, TERM="dumb")
-    narrow = drawn(70)
+    assert "\x1b[3" not in on_a_terminal("list", demo_tree, NO_COLOR="1")
+    assert "\x1b[" not in on_a_terminal("list", demo_tree, TERM="dumb")
+    narrow = on_a_terminal("list", demo_tree, width=70)
     assert "base/d6/100 " in narrow and "incomplete" in narrow
-    assert max(len(re.sub(r"\x1b\[[0-9;]*m", "", line)) for line in narrow.splitlines()) <= 70
+    assert max(len(line) for line in uncoloured(narrow).splitlines()) <= 70
+
+
+def test_a_long_table_on_a_terminal(call: Run, tmp_path: Path) -> None:
+    """The same rows as in a pipe, with the colours of a short one, and not in minutes."""
+    for step in range(1000):
+        (tmp_path / f"checkpoint_{step:06}.bin").write_bytes(b"" if step % 2 else b"\1")
+    piped = call("list", tmp_path, "--format", "table").out
+    long = on_a_terminal("list", tmp_path)
+    assert len(piped.splitlines()) == 1001
+    states = ("damaged", "incomplete", "unreadable", "complete")
+    assert [line.split() for line in uncoloured(long).splitlines()] == [line.split() for line in piped.splitlines()]
+    headings, *rows = long.splitlines()
+    assert headings.startswith("\x1b[1m") and any(f"m{state}" in row for row in rows for state in states)
+    assert "\x1b[" not in on_a_terminal("list", tmp_path, TERM="dumb")
 
 
 @pytest.mark.parametrize("options", ["--json", "--format plain", "-q"])

@@ -20,8 +20,8 @@ from ckpt_cli.recipe import Recipe, Request, result_record
 from ckpt_cli.ruleset import parse_size
 from ckpt_cli.selector import choose
 from ckpt_cli.ui import out, text
-from ckpt_cli.ui.out import Cell, Column
 from ckpt_cli.ui.progress import byte_bar
+from ckpt_cli.ui.table import Cell, Column
 from ckpt_cli.writing import write
 
 app = options.new_app()

@@ -21,8 +21,8 @@ from ckpt_cli.root import is_path
 from ckpt_cli.scalars import Numbers
 from ckpt_cli.ui import out
 from ckpt_cli.ui.group_text import without_groups
-from ckpt_cli.ui.out import Column, Row
 from ckpt_cli.ui.progress import byte_bar
+from ckpt_cli.ui.table import Column, Row
 from ckpt_cli.ui.tensor_text import shape_text
 
 app = options.new_app()

@@ -14,7 +14,7 @@ from ckpt_cli.errors import CkptError, Damaged, NotFound, counted
 from ckpt_cli.optimizer import Group, OptimizerState, Steps, optimizer_state, without_state
 from ckpt_cli.query import Query
 from ckpt_cli.ui import out, text
-from ckpt_cli.ui.out import Cell, Column
+from ckpt_cli.ui.table import Cell, Column
 
 app = options.new_app()
 

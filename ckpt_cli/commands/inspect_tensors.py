@@ -17,7 +17,7 @@ from ckpt_cli.formats import Files
 from ckpt_cli.listing import Listed, among_themselves, listing, record_of, totals_of
 from ckpt_cli.query import Query
 from ckpt_cli.ui import out, text, tree
-from ckpt_cli.ui.out import Cell, Column
+from ckpt_cli.ui.table import Cell, Column
 from ckpt_cli.ui.tensor_text import figure_text, file_texts, shape_text, short_values, storage_text, value_text
 
 app = options.new_app()

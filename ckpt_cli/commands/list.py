@@ -17,7 +17,7 @@ from ckpt_cli.metrics import parse_metric
 from ckpt_cli.query import Query, listing, nothing_in
 from ckpt_cli.selector import choose
 from ckpt_cli.ui import out, text
-from ckpt_cli.ui.out import Cell, Column
+from ckpt_cli.ui.table import Cell, Column
 
 app = options.new_app()
 _SORTS = ("run", "step", "size", "age", "metric")

@@ -23,7 +23,7 @@ from ckpt_cli.query import Query
 from ckpt_cli.rebuild import DEVICE, DEVICES
 from ckpt_cli.trial import Outcome
 from ckpt_cli.ui import out, text
-from ckpt_cli.ui.out import Cell, Column
+from ckpt_cli.ui.table import Cell, Column
 
 app = options.new_app()
 

@@ -20,9 +20,9 @@ from ckpt_cli.patch_plan import Hand, Planned, left_alone, parse_hands, plan
 from ckpt_cli.query import Query, nothing_in
 from ckpt_cli.selector import choose, choose_one
 from ckpt_cli.ui import out, text
-from ckpt_cli.ui.out import Cell, Column
 from ckpt_cli.ui.plan import problems
 from ckpt_cli.ui.progress import byte_bar
+from ckpt_cli.ui.table import Cell, Column
 
 app = options.new_app()
 _COLUMNS = (Column("REF"), Column("STATE"), Column("KEY"), Column("OLD"), Column("NEW"), Column("WHY"))

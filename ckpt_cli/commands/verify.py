@@ -14,8 +14,8 @@ from ckpt_cli.errors import CkptError, counted
 from ckpt_cli.query import Query, nothing_in
 from ckpt_cli.selector import choose
 from ckpt_cli.ui import out
-from ckpt_cli.ui.out import Cell, Column
 from ckpt_cli.ui.progress import byte_bar
+from ckpt_cli.ui.table import Cell, Column
 from ckpt_cli.verify import Result, Unit, Verified
 
 app = options.new_app()

@@ -7,9 +7,10 @@ import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from itertools import groupby, islice
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, Literal, get_args
 
 from ckpt_cli.errors import CkptError, Refused
+from ckpt_cli.ui.table import Column, Row, aligned, drawn, separated
 from ckpt_cli.ui.text import printable
 
 Format = Literal["table", "plain", "json", "name"]
@@ -18,25 +19,6 @@ FORMATS: tuple[str, ...] = get_args(Format)
 UNNAMED = FORMATS[:-1]
 
 
-class Column(NamedTuple):
-    """A heading; `right` aligns numbers, `style` is a rich style for a terminal."""
-
-    title: str
-    right: bool = False
-    style: str = ""
-
-
-class Cell(NamedTuple):
-    """What a person reads, and what a program gets in plain output."""
-
-    text: str
-    raw: str
-    style: str = ""
-
-
-Row = Sequence["str | Cell"]
-# Characters beyond which a column is not widened for the sake of one long cell.
-_WIDEST = 200
 # Items of a long list that are written together; characters of a text that is written alone.
 _AT_ONCE, _LARGE = 256, 1 << 16
 
@@ -133,12 +115,11 @@ def finite(value: Any) -> Any:
 def emit_rows(format: Format, columns: Sequence[Column], rows: Iterable[Row]) -> None:
     """Records as a table, or tab-separated one a line."""
     if format == "plain":
-        for row in rows:
-            _write("\t".join([printable(cell.raw if isinstance(cell, Cell) else cell) for cell in row]) + "\n")
-    elif sys.stdout.isatty():
-        _draw(columns, list(rows))
+        lines: Iterable[str] = map(separated, rows)
     else:
-        _align(columns, rows)
+        lines = (drawn if sys.stdout.isatty() else aligned)(columns, rows)
+    for line in lines:
+        _write(line)
 
 
 def emit_lines(lines: Iterable[str]) -> None:
@@ -151,54 +132,6 @@ def no_names(format: Format, command: str) -> None:
     """Refuses -q where there is no name to print."""
     if format == "name":
         raise CkptError(f"{command} has no names to print: -q does not go with it")
-
-
-def _text(cell: str | Cell) -> str:
-    return printable(cell.text if isinstance(cell, Cell) else cell)
-
-
-def _align(columns: Sequence[Column], rows: Iterable[Row]) -> None:
-    """Plain aligned text, uncut: a table in a pipe."""
-    table = [[column.title for column in columns], *([_text(cell) for cell in row] for row in rows)]
-    widths = [min(_WIDEST, max(len(line[index]) for line in table)) for index in range(len(columns))]
-    for line in table:
-        cells = (
-            text.rjust(width) if column.right else text.ljust(width)
-            for text, width, column in zip(line, widths, columns)
-        )
-        _write("  ".join(cells).rstrip() + "\n")
-
-
-def _draw(columns: Sequence[Column], rows: Sequence[Row]) -> None:
-    """A table on a terminal. Names are drawn as text, never as markup; only the last column is broken into lines.
-
-    Columns move closer together before that; a terminal too narrow even then gets the plain aligned text.
-    """
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    console = Console(highlight=False)
-    widths = [
-        max(len(_text(row[index])) for row in (*rows, [c.title for c in columns])) for index in range(len(columns))
-    ]
-    gaps = len(columns) - 1
-    if sum(widths[:-1]) + gaps + min(widths[-1], 12) > console.width:
-        _align(columns, rows)  # the terminal breaks the lines; nothing is cut
-        return
-    close = sum(widths) + 2 * gaps > console.width
-    table = Table(box=None, pad_edge=False, collapse_padding=close, header_style="bold")
-    for index, column in enumerate(columns):
-        table.add_column(
-            column.title,
-            justify="right" if column.right else "left",
-            style=column.style,
-            no_wrap=index + 1 < len(columns),
-            overflow="fold",
-        )
-    for row in rows:
-        table.add_row(*(Text(_text(cell), style=cell.style if isinstance(cell, Cell) else "") for cell in row))
-    console.print(table)
 
 
 def note(message: str) -> None:

@@ -14,7 +14,8 @@ from ckpt_cli.discover import natural
 from ckpt_cli.errors import counted
 from ckpt_cli.plans import Plan, RunPlan
 from ckpt_cli.ui import out
-from ckpt_cli.ui.out import Cell, Column, Format
+from ckpt_cli.ui.out import Format
+from ckpt_cli.ui.table import Cell, Column
 from ckpt_cli.ui.text import size
 
 _COLUMNS = (Column("REF"), Column("PLAN"), Column("SIZE", right=True), Column("METRIC"), Column("WHY"))

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
-from ckpt_cli.ui.out import Cell, Column, Row
+from ckpt_cli.ui.table import Cell, Column, Row
 from ckpt_cli.ui.text import short, size
 
 COLUMNS = [
