@@ -159,9 +159,11 @@ def _read(path: str) -> TensorFile:
     try:
         file = read_tensors(path)
     except CkptError as error:
+        if not _begins_as_zip(path):
+            raise
         data = _DATA_FILE.fullmatch(os.path.basename(path))
         index = _index_beside(path)
-        if not (data or index) or not _begins_as_zip(path):
+        if not (data or index):
             raise
         what = f"{path} is a data file of a distributed checkpoint"
         if index is None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, Literal, NamedTuple
 
 from ckpt_cli.checkpoint import Problem, Storage, TensorFile
@@ -35,7 +35,8 @@ class Job(NamedTuple):
     """A file and how it is to be read.
 
     `digest` asks for a sha256 of all of it; `lanes` is how many threads may share its records; `slices` are the
-    archives that an index places in it, none for a file that is one by itself.
+    archives that an index places in it, none for a file that is one by itself; `known` is what `slices_of` found wrong
+    with it, None where nobody has looked.
     """
 
     path: str
@@ -43,6 +44,7 @@ class Job(NamedTuple):
     digest: bool = False
     lanes: int = 1
     slices: tuple[Slice, ...] = ()
+    known: tuple[Problem, ...] | None = None
 
 
 class Checked(NamedTuple):
@@ -74,30 +76,33 @@ def kind_of(path: str, role: str | None = None) -> Kind:
     return "any" if name.endswith((".pt", ".pth", ".bin", ".safetensors", ".ckpt")) else "plain"
 
 
-def slices_of(path: str) -> dict[str, list[Slice]]:
-    """The archives that an index file places in other files, by file; none for what cannot be read or is no index.
+def slices_of(path: str) -> tuple[dict[str, list[Slice]], tuple[Problem, ...] | None]:
+    """The archives that an index file places in other files, by file, and what is wrong with it; nothing and None for
+    a file that is no index.
 
     What was packed in some way of its own is left out: there is no telling whether it is whole.
     """
     placed: dict[str, list[Slice]] = {}
     try:
-        with FileSource(path) as source:
-            for record, holds in getattr(recognise(source), "placed", _nothing)(source):
+        with about(path), FileSource(path) as source:
+            form = recognise(source)
+            if not hasattr(form, "placed"):
+                return {}, None
+            for record, holds in form.placed(source):
                 if record.file != path and not record.packed:
                     placed.setdefault(record.file, []).append(Slice(record.name, record.offset, record.bytes, holds))
-    except CkptError:
-        return {}  # said when the index itself is looked at
-    return placed
-
-
-def _nothing(_: ByteSource) -> Iterable[tuple[Storage, Held | None]]:
-    return ()
+    except CkptError as error:
+        return placed, (problem_of(error, error.path or path),)
+    return placed, ()
 
 
 def check_file(job: Job, tick: Tick = lambda count: None) -> Checked:
     """Looks at one file; `tick` is told of the bytes that were read. No failure of the file is raised."""
     try:
         with about(job.path), FileSource(job.path) as source:
+            if job.known is not None:
+                digest = Digest(source, tick) if job.digest else None
+                return Checked(job.path, job.known, sha256=digest.finish() if digest else None)
             if job.kind == "tensors" or (job.kind == "any" and _holds_tensors(source)):
                 return _check_tensors(source, job, tick)
             if job.kind == "json" and not source.size:

@@ -26,7 +26,7 @@ class Sharing(NamedTuple):
         return self.tied_to is not None or self.view_of is not None
 
 
-_ALONE = Sharing()
+_ALONE, _SHARED = Sharing(), Sharing(shared=True)
 
 
 def sharing(tensors: Sequence[TensorInfo]) -> list[Sharing]:
@@ -46,31 +46,37 @@ def sharing(tensors: Sequence[TensorInfo]) -> list[Sharing]:
     return found
 
 
-def _relate(tensors: Sequence[TensorInfo], group: Sequence[int], found: list[Sharing]) -> None:
+def _relate(tensors: Sequence[TensorInfo], group: list[int], found: list[Sharing]) -> None:
     """Sorts out the views of one storage, in one pass from its beginning to its end.
 
     Only a view without gaps can be what others are views of; of those that begin together the widest comes first.
     """
-    first_of: dict[tuple[Any, ...], int] = {}
-    spans: list[tuple[int, int, bool, int]] = []
+    group.sort(key=lambda index: (*_span(tensors[index]), index))
+    alike: dict[tuple[Any, ...], Sharing] = {}
+    last: tuple[int, int, bool] | None = None
+    hosts: list[tuple[int, int, Sharing]] = []  # each ends further on than those before it
     for index in group:
-        tensor = tensors[index]
+        tensor, span = tensors[index], _span(tensors[index])
+        if span != last:
+            last, alike = span, {}
         view = (tensor.dtype, tensor.offset, tensor.shape, tensor.stride, tensor.swapped, tensor.signs)
-        same = first_of.setdefault(view, index)
-        if same != index:
-            found[index] = Sharing(tied_to=tensors[same].name, shared=True)
+        if view in alike:
+            found[index] = alike[view]
             continue
-        begin = tensor.offset * tensor.itemsize
-        length = (1 + sum((n - 1) * s for n, s in zip(tensor.shape, tensor.stride))) * tensor.itemsize
-        gapless = is_contiguous(tensor._replace(swapped=False, signs=""))
-        spans.append((begin, -begin - length, not gapless, index))
-    hosts: list[tuple[int, int, int]] = []  # each ends further on than those before it
-    for begin, negated_end, gaps, index in sorted(spans):
+        alike[view] = Sharing(tied_to=tensor.name, shared=True)
+        begin, negated_end, gaps = span
         at = bisect_right(hosts, begin, key=lambda host: host[0])
-        _, end, host = hosts[at - 1] if at else (0, 0, index)
-        if -negated_end <= end:
-            found[index] = Sharing(view_of=tensors[host].name, shared=True)
+        if at and -negated_end <= hosts[at - 1][1]:
+            found[index] = hosts[at - 1][2]
             continue
-        found[index] = Sharing(shared=True)
+        found[index] = _SHARED
         if not gaps:
-            hosts.append((begin, -negated_end, index))
+            hosts.append((begin, -negated_end, Sharing(view_of=tensor.name, shared=True)))
+
+
+def _span(tensor: TensorInfo) -> tuple[int, int, bool]:
+    """By which views are sorted: the byte of the storage where it begins, the one where it ends, negated, and whether
+    there are gaps in it."""
+    begin = tensor.offset * tensor.itemsize
+    length = (1 + sum((n - 1) * s for n, s in zip(tensor.shape, tensor.stride))) * tensor.itemsize
+    return begin, -begin - length, not is_contiguous(tensor._replace(swapped=False, signs=""))

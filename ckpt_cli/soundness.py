@@ -51,7 +51,7 @@ def _elsewhere(files: Sequence[TensorFile]) -> dict[str, list[Slice]]:
     found: dict[str, list[Slice]] = {}
     for file in files:
         if any(storage.file != file.path for storage in file.storages):
-            found |= slices_of(file.path)
+            found |= slices_of(file.path)[0]
     return found
 
 

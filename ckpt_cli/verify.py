@@ -134,20 +134,22 @@ def _planned(
         except CkptError as error:
             problems = (problem_of(error, place),)
     slices: dict[str, list[Slice]] = {}
+    known: dict[str, tuple[Problem, ...] | None] = {}
     for path, role in parts:
         if role in ("index", None) and os.path.basename(path).endswith((".metadata", ".metadata.tmp")):
-            for file, within in slices_of(path).items():
+            placed, known[path] = slices_of(path)
+            for file, within in placed.items():
                 slices.setdefault(file, []).extend(within)
     jobs = []
     for path, role in parts:
         inner = tuple(dict.fromkeys(slices.pop(path, ())))
         kind = "tensors" if inner else kind_of(path, role)
-        jobs.append(Job(path, kind, record or path in listed, slices=inner))
+        jobs.append(Job(path, kind, record or path in listed, slices=inner, known=known.get(path)))
     for path, more in slices.items():
         if os.path.isfile(path):
             jobs.append(Job(path, "tensors", path in listed, slices=tuple(more)))
-    known = {job.path for job in jobs}
-    jobs += [Job(path, "plain", True) for path in listed if path not in known and _is_own(path)]
+    paths = {job.path for job in jobs}
+    jobs += [Job(path, "plain", True) for path in listed if path not in paths and _is_own(path)]
     return Unit(checkpoint, tuple(jobs), place, listed, problems)
 
 

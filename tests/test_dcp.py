@@ -413,7 +413,7 @@ def test_archives_some_at_a_time(folder: Path, monkeypatch: pytest.MonkeyPatch, 
     if not sound:
         for place in (100, 2500, 4000):
             flip(path, place)
-    slices = tuple(slices_of(str(folder / ".metadata"))[str(path)])
+    slices = tuple(slices_of(str(folder / ".metadata"))[0][str(path)])
     assert len(slices) > 5
     found = set()
     for batch in (1, 2, 1000):

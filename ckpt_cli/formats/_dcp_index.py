@@ -26,7 +26,7 @@ from ckpt_cli.formats._dcp_classes import (
     Value,
     taken,
 )
-from ckpt_cli.formats._inert import Earned, Known, Malformed, Truncated, quoted
+from ckpt_cli.formats._inert import Known, Malformed, Truncated, quoted
 from ckpt_cli.formats._stream import asked_for, range_of
 
 _MAX_FILE = 128 << 20
@@ -35,9 +35,6 @@ _MAX_NAME = 1024
 _NOWHERE = str(None)
 # What a pickle of protocol 2 and later begins with.
 _PROTOCOL = b"\x80"
-# More than the objects of torch's own indexes are counted as, and far more than they take, for most are gone at once;
-# of one with more than a million entries no more than that.
-_ROOM_PER_BYTE, _MOST_ROOM = 32, 1 << 30
 
 
 class Chunk(NamedTuple):
@@ -82,10 +79,9 @@ def read_index(
     if source.size > _MAX_FILE:
         raise CkptError(f"{source.path} has {source.size} bytes, more than the limit of {_MAX_FILE}")
     functions = Classes(os.path.dirname(source.path), source.size).functions()
-    room = Earned(source.size).room + min(_ROOM_PER_BYTE * source.size, _MOST_ROOM)
     try:
         stream = range_of(source, 0, source.size)._replace(asked=asked_for(source, 0, source.size))
-        loaded = _pickle.load(stream, CONSTANTS, functions, _nothing_outside, room=room)
+        loaded = _pickle.load(stream, CONSTANTS, functions, _nothing_outside)
         if source.read_at(0, 1) != _PROTOCOL:
             raise CkptError("it is pickled with protocol 0 or 1, as torch never does")
         top = taken(loaded.value, Metadata)

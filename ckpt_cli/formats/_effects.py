@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 from collections.abc import Callable
+from sys import getrefcount
 from typing import TYPE_CHECKING, Any
 
 from ckpt_cli.formats._inert import (
@@ -11,7 +12,6 @@ from ckpt_cli.formats._inert import (
     MOST_TEXT,
     SHOWN_BYTES,
     Global,
-    Held,
     Known,
     Long,
     Malformed,
@@ -29,6 +29,10 @@ _MAX_LONG_BYTES = 1024
 # What things take in memory in bytes, as in `_opcodes`: a tuple; an entry of a dict, and the room for its first ones;
 # an element of a set.
 TUPLE, _ENTRY, _FIRST, _FIRST_ENTRIES, PLACED = 56, 48, 5, 168, 112
+# An empty dict; an object of a known class with its state, and bytes that these are written in.
+_EMPTY_DICT, _KNOWN_OBJECT = 64, (700, 35)
+# References to what nobody else has, that of the function that counts them among them.
+_ALONE = 2
 # The first places of a list; a number, and a place on the stack or in a list, which is what it takes in an array; what
 # it takes to know a container when it is met again.
 _FIRST_PLACES, NUMBER, PLACE, _KNOWN = 24, 32, 12, 96
@@ -80,6 +84,8 @@ def build(machine: Machine) -> None:
         target.state = state
     elif isinstance(target, Known):
         target.found = target.take(state)
+        if getrefcount(state) <= _ALONE:
+            _let_go(machine, target, state)
     elif isinstance(target, tuple) and isinstance(state, tuple) and len(state) > _FLAGS:
         # What torch itself would do: a tensor that was read so far is another from here on.
         raise Malformed(f"its pickle gives a tensor other contents at byte {machine.place}")
@@ -87,9 +93,21 @@ def build(machine: Machine) -> None:
         raise Malformed(f"its pickle sets the state of a {type(target).__name__} at byte {machine.place}")
 
 
+def _let_go(machine: Machine, target: Known, state: Any) -> None:
+    """Gives back what the state of a known object takes, which nobody else has, and the object where it is one."""
+    if type(state) is dict:
+        machine.room += _EMPTY_DICT + (_FIRST_ENTRIES + max(0, len(state) - _FIRST) * _ENTRY if state else 0)
+    elif type(state) is tuple:
+        machine.room += TUPLE
+    if not isinstance(target.found, Malformed):
+        machine.hold(*_KNOWN_OBJECT)
+
+
 def reduce(machine: Machine) -> None:
     args = machine.stack.pop()
     machine.stack[-1] = machine.call(machine.stack[-1], args)
+    if args and getrefcount(args) <= _ALONE:
+        machine.room += TUPLE
 
 
 def new_object_ex(machine: Machine) -> None:
@@ -262,10 +280,7 @@ def marked_tuple(machine: Machine) -> None:
 
 
 def persistent_id(machine: Machine) -> None:
-    machine.stack[-1] = found = machine.persistent(machine.stack[-1])
-    if type(found) is Held and found.fresh:
-        found.fresh = False
-        machine.storages += 1
+    machine.stack[-1] = machine.persistent(machine.stack[-1])
 
 
 def put_text(machine: Machine) -> None:

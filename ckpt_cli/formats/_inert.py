@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from array import array
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 from ckpt_cli.checkpoint import Storage, TensorInfo
 from ckpt_cli.errors import CkptError
@@ -80,17 +80,13 @@ class Ordered(dict[Any, Any]):
 
 
 class Held:
-    """A storage that stands in a pickle, and the dtype that its type implies; None where it is bytes alone.
+    """A storage that stands in a pickle, and the dtype that its type implies; None where it is bytes alone."""
 
-    `fresh` says that the file holds its bytes, and that this has not been counted yet.
-    """
+    __slots__ = ("dtype", "storage")
 
-    __slots__ = ("dtype", "fresh", "storage")
-
-    def __init__(self, storage: Storage, dtype: str | None, fresh: bool = False) -> None:
+    def __init__(self, storage: Storage, dtype: str | None) -> None:
         self.storage = storage
         self.dtype = dtype
-        self.fresh = fresh
 
 
 class Long:
@@ -245,29 +241,21 @@ def length_of(items: Iterable[Any]) -> int:
 
 # The environment variable that grants more, in megabytes.
 MEMORY = "CKPT_MEMORY"
-# Bytes that the contents of any file may take in memory, to be read and listed; and of a large one for each byte
-# beyond that, as far as it holds what earns them.
-_ROOM, _SMALL, _PER_BYTE = 39 << 20, 1 << 20, 80
-# A storage comes with a tensor, and with a dict where it is an optimizer's; another view of it with less.
-_PER_STORAGE, _PER_VIEW = 2_200, 1_600
-# A text in a vocabulary of some hundred thousands, which is what people save of texts; no more than that.
-_PER_TEXT, _MOST_FOR_TEXTS = 80, 24 << 20
+# Bytes that what is no tensor may take in memory in any file, to be read and listed.
+_ROOM = 39 << 20
+# A text in a vocabulary of some hundred thousands, which is what people save of texts, gets more: so much in all, and
+# for each byte of a pickle beyond the first million.
+_PER_TEXT, _MOST_FOR_TEXTS, _SMALL, _PER_BYTE = 80, 24 << 20, 1 << 20, 80
 
 
-class Earned(NamedTuple):
-    """What a file of `size` bytes holds that nobody gets for a byte: storages, views of them, texts."""
+def room() -> int:
+    """Bytes that the contents of a file may take in memory. What is counted, the opcodes say, and `_tree`."""
+    return max(_ROOM, _granted())
 
-    size: int
-    storages: int = 0
-    views: int = 0
-    texts: int = 0
 
-    @property
-    def room(self) -> int:
-        """Bytes that its contents may take in memory. Lists, marks and the like have to do with what others left."""
-        earned = _PER_STORAGE * self.storages + _PER_VIEW * self.views
-        earned += min(_PER_TEXT * self.texts, _MOST_FOR_TEXTS)
-        return max(_ROOM, _granted()) + min(earned, _PER_BYTE * max(0, self.size - _SMALL))
+def room_for(texts: int, size: int) -> int:
+    """Bytes more for so many texts in a pickle of `size` bytes."""
+    return min(_PER_TEXT * texts, _MOST_FOR_TEXTS, _PER_BYTE * max(0, size - _SMALL))
 
 
 def _granted() -> int:

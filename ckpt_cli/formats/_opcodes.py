@@ -26,8 +26,10 @@ MARK = _LIST + _PLACE
 # To drop a value, which picklers do only in a tuple that holds itself; else it would be a way to count numbers for
 # nothing.
 _POP = 200
-# A call's result; a name; a slot far from all others.
-CALLED, NEW_NAME, FAR_SLOT = 192, 400, 120
+# A call's result, or one that was there before; a name; a slot far from all others.
+CALLED, RETURNED, NEW_NAME, FAR_SLOT = 192, 24, 400, 120
+# What a tensor is counted as, with its place in the listing, and bytes that it is written in.
+TENSOR = 900, 75
 
 _EFFECTS: dict[int, Callable[[Machine], None]] = {
     0x80: do.protocol,

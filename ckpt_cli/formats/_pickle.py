@@ -18,7 +18,6 @@ from ckpt_cli.formats._code_names import runs_code
 from ckpt_cli.formats._effects import NUMBER, PLACED
 from ckpt_cli.formats._inert import (
     Costly,
-    Earned,
     Global,
     Malformed,
     Opaque,
@@ -26,10 +25,12 @@ from ckpt_cli.formats._inert import (
     RunsCode,
     Truncated,
     length_of,
+    room_for,
     spread,
 )
+from ckpt_cli.formats._inert import room as room_of_a_file
 from ckpt_cli.formats._one_step import ARGUMENTS, HOOKS, mark
-from ckpt_cli.formats._opcodes import CALLED, COSTS, FAR_SLOT, MARK, NEW_NAME, TABLE
+from ckpt_cli.formats._opcodes import CALLED, COSTS, FAR_SLOT, MARK, NEW_NAME, RETURNED, TABLE, TENSOR
 from ckpt_cli.formats._stream import Stream
 
 _MAX_NAME = 1000
@@ -44,21 +45,21 @@ _MOST_SAID = 200
 Constants = Mapping[str, Any]
 Functions = Mapping[str, Callable[..., Any]]
 Find = Callable[[Any], Any]
-# How many times its own bytes a pickle may have the file count for: those of its tensors lie beside it.
-_MOST_AROUND = 4
 # Bytes of a line, which nobody writes long: texts have their length before them.
 _MAX_LINE = 2 << 20
 # Values side by side on the stack, or in a list: more than a listing may have names (see `_tree`).
 MAX_ITEMS = 2_000_000
 _TABLE = [*TABLE]
 _TABLE[0x28] = mark  # of a tensor all at once
+# Bytes of a pickle in which tensors are more than contents: those of some two hundred thousand.
+_MOST_HELD = 24 << 20
 # In a memo slot that was left out.
 _UNSET = object()
 
 
 class Loaded(NamedTuple):
-    """The value, the names met on the way, where the pickle ended, the room it left (see `Earned`), and the containers
-    in it that stand in more than one place, by identity."""
+    """The value, the names met on the way, where the pickle ended, the room it left (see `_inert.room`), and the
+    containers in it that stand in more than one place, by identity."""
 
     value: Any
     globals: list[str]
@@ -72,18 +73,15 @@ def load(
     constants: Constants,
     functions: Functions,
     persistent: Find,
-    size: int | None = None,
     room: int | None = None,
 ) -> Loaded:
     """Interprets one pickle that begins where the stream does.
 
     `constants` are names that stand for a value, `functions` names whose calls are carried out by ours;
-    `persistent` turns a persistent id into a value. `size` is that of the file in bytes, without it that of the
-    stream; `room` is what other pickles of it have left. Raises Malformed, or RunsCode at the first such name.
+    `persistent` turns a persistent id into a value. `room` is what other pickles of the file have left. Raises
+    Malformed, or RunsCode at the first such name.
     """
-    size = stream.length if size is None else min(size, _MOST_AROUND * stream.length)
-    machine = Machine(b"", constants, functions, persistent, 0, Earned(size).room if room is None else room, stream)
-    machine.size = size
+    machine = Machine(b"", constants, functions, persistent, 0, room_of_a_file() if room is None else room, stream)
     try:
         return machine.run()
     except CkptError:
@@ -91,6 +89,8 @@ def load(
     except (LookupError, TypeError, ValueError, ArithmeticError, AttributeError, RecursionError, struct.error) as error:
         # Operands that do not fit the opcode: an empty stack, an unset memo slot, a call with wrong arguments.
         raise Malformed(f"its pickle breaks off at byte {machine.place}: {_reason(error)}") from error
+    finally:  # or a failure would keep it all for as long as it is told
+        machine.stack, machine.marks, machine.memo, machine.far = [], [], [], {}
 
 
 def _reason(error: Exception) -> str:
@@ -122,6 +122,7 @@ class Machine:
         self.data = data
         self.at = start
         self.base = stream.start if stream else 0
+        self.start = self.base
         self.end = self.base + (stream.length if stream else len(data))
         self.blocks: Iterator[bytes] = stream.blocks if stream else iter(())
         self.frame = 0
@@ -139,7 +140,8 @@ class Machine:
         self.globals: dict[str, Global] = {}
         self.names: dict[str, None] = {}
         self.room = room
-        self.size = self.storages = self.views = self.texts = self.granted = 0
+        self.texts = self.granted = 0
+        self.held = self.place
         self.shared: set[int] = set()
         self.copies = _COPIED + 2 * (self.end - self.place)
 
@@ -194,12 +196,20 @@ class Machine:
         self.limit = min(len(self.data), self.frame - self.base) if self.frame else len(self.data)
 
     def earn(self) -> None:
-        """Grants what has been earned so far; raises Malformed where it is too little."""
-        earned = Earned(self.size, self.storages, self.views, self.texts).room - Earned(self.size).room
+        """Grants what texts get so far; raises Malformed where it is too little."""
+        earned = room_for(self.texts, self.end - self.start)
         self.room += earned - self.granted
         self.granted = earned
         if self.room < 0:
             raise Costly(f", by byte {self.place}")
+
+    def hold(self, bytes: int, written: int) -> None:
+        """Gives back what a thing was counted as that the file is there for, a tensor or what says where one lies: of
+        one that is written in fewer bytes than picklers write it in less, and nothing far behind in the pickle."""
+        place = self.place
+        if place < self.start + _MOST_HELD:
+            self.room += bytes * min(place - self.held, written) // written
+            self.held = place
 
     def fetch(self, count: int) -> None:
         """Has `count` bytes at hand; raises Truncated where they are not there."""
@@ -324,10 +334,12 @@ class Machine:
             raise Malformed(f"its pickle has the same contents copied over and over at byte {self.place}")
         made = function(*args)
         # A tensor is a tuple too, of a kind of its own.
-        if type(made) in _MADE and not any(made is argument for argument in args):
+        if any(made is argument for argument in args):
+            self.room += CALLED - RETURNED
+        elif type(made) in _MADE:
             self.room -= len(made) * (PLACED if type(made) not in (str, bytes) else 1)
         elif type(made) is TensorInfo and made.storage is not None:
-            self.views += 1
+            self.hold(*TENSOR)
         return made
 
     def spread(self, items: list[Any]) -> list[Any]:

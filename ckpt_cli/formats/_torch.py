@@ -20,8 +20,6 @@ from ckpt_cli.formats._stream import Stream
 from ckpt_cli.formats._torch_names import ALLOWED, DTYPES, QUANTIZERS, python3_name
 from ckpt_cli.shapes import MAX_BYTES, MAX_PLACE, MAX_SIZE, are_sizes
 
-# Bytes of a file that there are for a storage at least, besides its own: a number of elements in a legacy file.
-_LEAST_AROUND = 8
 _MEMORY_FORMATS = ("contiguous_format", "channels_last", "channels_last_3d", "preserve_format")
 
 
@@ -60,22 +58,19 @@ def interpret(
     stream: Stream,
     find: Callable[[StorageId], Storage],
     swapped: bool,
-    size: int,
     room: int | None = None,
     script: bool = False,
 ) -> Interpreted:
-    """Interprets the pickle of a torch file of `size` bytes; `find` gives the storage that an id means, once for each
+    """Interprets the pickle of a torch file; `find` gives the storage that an id means, once for each
     key, and refuses another length than its own.
 
-    `room` is what other pickles of the file left (see `_inert.Earned`). `script` says that TorchScript wrote it.
+    `room` is what other pickles of the file left (see `_inert.room`). `script` says that TorchScript wrote it.
     Raises CkptError, with the path, for a pickle that is refused, and what `find` raises.
     """
 
     met: dict[str, _inert.Held] = {}
-    claimed = 0
 
     def persistent(pid: Any) -> Any:
-        nonlocal claimed
         if type(pid) is tuple and len(pid) == 4 and pid[0] == "module":
             return pid[1]  # a class with its source text, of which only the class counts
         if type(pid) is _inert.Held:
@@ -86,15 +81,12 @@ def interpret(
             # torch never writes it, and when reading takes the first type for all.
             raise _inert.Malformed(f"its pickle gives storage {_inert.quoted(storage.key)} two types")
         if held is None or held.storage.bytes != storage.bytes:
-            found = find(storage)
-            # Of storages that a legacy file has behind its pickles, no more can be there than have room in it.
-            claimed += (found.packed or found.bytes) + _LEAST_AROUND
-            held = met[storage.key] = _inert.Held(found, storage.dtype, claimed <= size)
+            held = met[storage.key] = _inert.Held(find(storage), storage.dtype)
         return held
 
     functions = {**COMMON, **_tensor_functions(swapped), **(SCRIPT if script else {})}
     with refusing(path):
-        loaded = _pickle.load(stream, _CONSTANTS, functions, persistent, size, room)
+        loaded = _pickle.load(stream, _CONSTANTS, functions, persistent, room)
     names = dict.fromkeys(python3_name(name) for name in loaded.globals)
     ours = {*SCRIPT, *_CONSTANTS} if script else ()
     foreign = tuple(

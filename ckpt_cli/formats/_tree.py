@@ -7,7 +7,8 @@ from typing import Any, NamedTuple
 
 from ckpt_cli.checkpoint import TensorInfo
 from ckpt_cli.errors import CkptError
-from ckpt_cli.formats._inert import Attributed, Costly, Earned, Global, Long, Opaque, Ordered, length_of
+from ckpt_cli.formats import _inert
+from ckpt_cli.formats._inert import Attributed, Costly, Global, Long, Opaque, Ordered, length_of
 from ckpt_cli.formats._known import known
 from ckpt_cli.formats._members import ITSELF, as_json, empty_as_json, key_text, kind_of, members_of, weight_of
 from ckpt_cli.formats._values import MANY, Run, Values, is_clear, kinds, leaves, size_of
@@ -22,7 +23,7 @@ _TEXT, _TEXT_PER_BYTE, MAX_TEXT = 1 << 23, 16, 1 << 26
 # Bytes of memory, besides its name's characters: a value under its name; a container; a tensor, with its line of the
 # list; a leaf that is written anew, an item of it, and what it takes to know it when it is met again; a container
 # looked into for tensors.
-_VALUE, _CONTAINER, _TENSOR, _LEAF, _ITEM, _KEPT, _LOOKED_INTO = 104, 200, 1000, 72, 40, 200, 160
+_VALUE, _CONTAINER, _TENSOR, _LEAF, _ITEM, _KEPT, _LOOKED_INTO = 104, 200, 450, 72, 40, 200, 160
 # More of a value that says what it is the same as; more of a key that is neither text nor number.
 _REFERENCE, _WORDED = 144, 96
 # The same of each dimension of a tensor, as the list shows it.
@@ -45,7 +46,7 @@ class Flat(NamedTuple):
 
 
 def flatten(root: Any, size: int | None = None, room: int | None = None, shared: Set[int] | None = None) -> Flat:
-    """What a pickle of `size` bytes held, by name, where there is `room` for it (see `_inert.Earned`).
+    """What a pickle of `size` bytes held, by name, where there is `room` for it (see `_inert.room`).
 
     `shared` are the containers that stand in more than one place, where that is known.
 
@@ -54,7 +55,7 @@ def flatten(root: Any, size: int | None = None, room: int | None = None, shared:
     deeper than MAX_DEPTH, and for what unfolds to more names or characters than its size allows.
     """
     size = MAX_NAMES if size is None else size
-    walk = _Walk(root, size, Earned(size).room if room is None else room, shared)
+    walk = _Walk(root, size, _inert.room() if room is None else room, shared)
     walk.run()
     if not any(type(value) is Run for value in walk.values.values()):
         return Flat(tuple(walk.tensors), walk.values, walk.kinds)

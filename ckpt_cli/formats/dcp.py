@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from ckpt_cli.checkpoint import ForeignGlobal, Storage, TensorFile, TensorInfo
@@ -43,25 +43,10 @@ def matches(head: bytes, size: int) -> bool:
 
 def check(source: ByteSource) -> None:
     """The index, and that every data file is there and as long as the index needs it to be."""
-    needed: dict[str, int] = {}
-
-    def need(_: Key, place: Slice) -> None:
-        storage = place.storage
-        needed[storage.file] = max(needed.get(storage.file, 0), storage.offset + storage.bytes)
-
+    needed = _Needed()
     alone = _is_alone(source)
-    read_index(source, need, lambda tensor: _tensor(source, tensor, alone))
-    for path, length in needed.items():
-        try:
-            there = os.stat(path).st_size
-        except FileNotFoundError:
-            what = f"{source.path} names the data file {os.path.basename(path)}, which is missing"
-            raise Damaged(what, path=path, kind="missing-part") from None
-        except OSError as error:
-            raise CkptError(f"{path} cannot be read: {error.strerror}", path=path, kind="unreadable-part") from error
-        if there < length:
-            what = f"{path} is truncated: it lacks {counted(length - there, 'byte')} of its data"
-            raise Damaged(what, path=path, kind="truncated")
+    read_index(source, needed.add, lambda tensor: _tensor(source, tensor, alone))
+    needed.check(source)
 
 
 def records(source: ByteSource) -> Iterable[Storage]:
@@ -69,23 +54,56 @@ def records(source: ByteSource) -> Iterable[Storage]:
     return (storage for storage, _ in placed(source))
 
 
-def placed(source: ByteSource) -> Iterable[tuple[Storage, Held | None]]:
-    """The same with the dtype and shape of the tensor that each must hold; None for what is none."""
+def placed(source: ByteSource) -> Iterator[tuple[Storage, Held | None]]:
+    """The same with the dtype and shape of the tensor that each must hold; None for what is none.
+
+    Raises what `check` does: of a data file when all have been told.
+    """
     found: list[Storage] = []
     held: dict[tuple[str, int], Held] = {}
+    needed = _Needed()
+    alone = _is_alone(source)
 
     def hold(tensor: IndexedTensor) -> None:
+        _tensor(source, tensor, alone)
         for chunk in tensor.chunks:
             if chunk.place and not chunk.place.transforms and tensor.layout == "strided":
                 held[chunk.place.storage[1:3]] = (tensor.dtype, chunk.sizes)
 
     def note(key: Key, place: Slice) -> None:
+        needed.add(key, place)
         name = f"{key.name} at {list(key.offsets)}" if key.offsets else key.name
         found.append(place.storage._replace(name=name, packed=place.storage.bytes if place.transforms else 0))
 
     read_index(source, note, hold)
     found.sort(key=lambda storage: (storage.file, storage.offset, storage.name))
-    return [(storage, held.get(storage[1:3])) for storage in found]
+    for storage in found:
+        yield storage, held.get(storage[1:3])
+    needed.check(source)
+
+
+class _Needed(dict[str, int]):
+    """How long each data file must be."""
+
+    def add(self, _: Key, place: Slice) -> None:
+        storage = place.storage
+        self[storage.file] = max(self.get(storage.file, 0), storage.offset + storage.bytes)
+
+    def check(self, source: ByteSource) -> None:
+        """Raises Damaged for the first that is missing or shorter."""
+        for path, length in self.items():
+            try:
+                there = os.stat(path).st_size
+            except FileNotFoundError:
+                what = f"{source.path} names the data file {os.path.basename(path)}, which is missing"
+                raise Damaged(what, path=path, kind="missing-part") from None
+            except OSError as error:
+                raise CkptError(
+                    f"{path} cannot be read: {error.strerror}", path=path, kind="unreadable-part"
+                ) from error
+            if there < length:
+                what = f"{path} is truncated: it lacks {counted(length - there, 'byte')} of its data"
+                raise Damaged(what, path=path, kind="truncated")
 
 
 def index(source: ByteSource) -> TensorFile:

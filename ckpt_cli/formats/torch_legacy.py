@@ -78,7 +78,7 @@ def _head(source: ByteSource) -> _Head:
     most = min(source.size, _MAX_PICKLES)
     plain: list[Any] = []
     for _ in range(3):
-        loaded = _pickle.load(range_of(source, at, most), {}, {}, _nothing, source.size, room)
+        loaded = _pickle.load(range_of(source, at, most), {}, {}, _nothing, room)
         plain.append(loaded.value)
         at, room = loaded.end, loaded.room
     magic, protocol, machine = plain
@@ -96,8 +96,8 @@ def _head(source: ByteSource) -> _Head:
         wanted[storage.key] = Storage(storage.key, source.path, 0, storage.bytes)
         return wanted[storage.key]
 
-    objects = interpret(source.path, range_of(source, at, most), note, False, source.size, room)
-    keys = _pickle.load(range_of(source, objects.end, most), {}, {}, _nothing, source.size, objects.room)
+    objects = interpret(source.path, range_of(source, at, most), note, False, room)
+    keys = _pickle.load(range_of(source, objects.end, most), {}, {}, _nothing, objects.room)
     objects = objects._replace(room=keys.room)
     return _Head(objects, objects.end - at, _place(source, keys.value, keys.end, wanted, itemsizes), keys.end)
 

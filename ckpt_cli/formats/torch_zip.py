@@ -60,7 +60,7 @@ def read(source: ByteSource) -> TensorFile:
         container, read = "torchscript", _script(file, swapped)
     else:
         container, data = NAME, file.stream("data.pkl")
-        found = interpret(source.path, data, file.find("data"), swapped, source.size)
+        found = interpret(source.path, data, file.find("data"), swapped)
         archive.records.clear()  # nothing more is looked up, and names and tensors take as much again
         read = by_name(source.path, found, found.end)
         file.note_rest("the pickle", data, read.end)
@@ -140,9 +140,8 @@ def _script(file: _File, swapped: bool) -> Unpickled:
                 if told > _MAX_TOLD:
                     raise Malformed(f"its code declares more than {_MAX_TOLD} modules and attributes")
     data, constants = (file.stream(f"{name}.pkl") for name in ("data", "constants"))
-    size = file.source.size
-    module = interpret(path, data, file.find("data"), swapped, size, script=True)
-    others = interpret(path, constants, file.find("constants"), swapped, size, module.room, script=True)
+    module = interpret(path, data, file.find("data"), swapped, script=True)
+    others = interpret(path, constants, file.find("constants"), swapped, module.room, script=True)
     file.note_rest("the pickle", data, module.end)
     file.note_rest("the constants", constants, others.end)
     with refusing(path):
