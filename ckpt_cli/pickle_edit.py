@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 
 from ckpt_cli.errors import CkptError
 from ckpt_cli.formats._inert import Global, Malformed, Opaque
+from ckpt_cli.formats._machine import Loaded, Machine
 from ckpt_cli.formats._opcodes import TABLE
-from ckpt_cli.formats._pickle import Loaded, Machine
 from ckpt_cli.pickling import plain
 
 _STOP, _FRAME, _SET_ONE, _SET_MANY, _DICT, _MEMOIZE = 0x2E, 0x95, 0x73, 0x75, 0x64, 0x94

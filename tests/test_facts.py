@@ -31,10 +31,10 @@ MODULES = {
     "list": (34, 190),
     "latest": (34, 190),
     "inspect meta": (45, 205),
-    "inspect tensors": (64, 225),
-    "verify mid": (68, 240),
-    "prune --keep 1 --dry-run": (86, 250),
-    "convert base/d6 -o OUT": (88, 255),
+    "inspect tensors": (68, 225),
+    "verify mid": (72, 240),
+    "prune --keep 1 --dry-run": (90, 250),
+    "convert base/d6 -o OUT": (92, 255),
 }
 CHANGING = re.compile(r"rename|unlink|rmdir|mkdir|link|truncate|write|sync|chmod|chown|utime|mknod|creat\b")
 CALL = re.compile(r'(?P<name>\w+)\((?P<told>(?:(?:\d+|AT_FDCWD)<(?P<folder>[^>]*)>)?(?:, )?(?:"(?P<text>[^"]*)")?.*)')

@@ -115,7 +115,7 @@ def test_storages_alone_earn_nothing() -> None:
     """A legacy file names its storages before it shows that it has them."""
     named = b"".join(storage(str(n), 1) + b"0" for n in range(25_000))
     found = interpret("made", whole(pickled(named, b"N")), lambda id: Storage(id.key, "made", 0, id.bytes), False)
-    assert found.room < _inert.room() - 25_000 * 300
+    assert found.room < _inert.room_of_a_file() - 25_000 * 300
 
 
 MEASURED = """
@@ -227,7 +227,7 @@ def test_numbers_that_are_one_object_earn_no_memory(again: bytes) -> None:
     once = b"](J\1\2\3\4q\0" + again * 2_000 + b"e"
     found = _pickle.load(whole(b"\x80\4](" + once * 10 + b"e."), {}, {}, lambda pid: pid)
     assert length_of(found.value[0]) == 2_001 and len(found.value[0]) == 1
-    assert found.room < _inert.room() - 10 * 2_001 * 8
+    assert found.room < _inert.room_of_a_file() - 10 * 2_001 * 8
 
 
 def test_long_texts_and_bytes_are_told_by_their_beginning(tmp_path: Path) -> None:

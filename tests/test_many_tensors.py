@@ -22,7 +22,7 @@ import torch
 from ckpt_cli.errors import CkptError
 from ckpt_cli.formats import _one_step
 from ckpt_cli.formats._entries import Entries
-from ckpt_cli.formats._pickle import Machine
+from ckpt_cli.formats._machine import Machine
 from ckpt_cli.tensors import read_tensors
 from ckpt_cli.ui import out
 from tests.conftest import REPOSITORY

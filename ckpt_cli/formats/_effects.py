@@ -1,16 +1,13 @@
-"""What opcodes of a pickle do to the interpreter's stack, marks and memo. Which does what, `_opcodes` says."""
+"""What opcodes of a pickle do to the interpreter's stack, marks and memo, and to containers; numbers and texts are
+`_literals`. Which does what, `_opcodes` says."""
 
 from __future__ import annotations
 
-import codecs
 from collections.abc import Callable
 from sys import getrefcount
 from typing import TYPE_CHECKING, Any
 
 from ckpt_cli.formats._inert import (
-    MOST_BYTES,
-    MOST_TEXT,
-    SHOWN_BYTES,
     Global,
     Known,
     Long,
@@ -20,12 +17,11 @@ from ckpt_cli.formats._inert import (
     checked_key,
     packed,
 )
+from ckpt_cli.formats._literals import integer
 
 if TYPE_CHECKING:
-    from ckpt_cli.formats._pickle import Machine
+    from ckpt_cli.formats._machine import Machine
 
-# 2467 digits: Python itself refuses to write out numbers of more than 4300.
-_MAX_LONG_BYTES = 1024
 # What things take in memory in bytes, as in `_opcodes`: a tuple; an entry of a dict, and the room for its first ones;
 # an element of a set.
 TUPLE, _ENTRY, _FIRST, _FIRST_ENTRIES, PLACED = 56, 48, 5, 168, 112
@@ -36,8 +32,6 @@ _ALONE = 2
 # The first places of a list; a number, and a place on the stack or in a list, which is what it takes in an array; what
 # it takes to know a container when it is met again.
 _FIRST_PLACES, NUMBER, PLACE, _KNOWN = 24, 32, 12, 96
-# What a text takes besides its characters, where each is a byte.
-_ASCII = 49
 # Those that are told once, and where they are met again by their name.
 _CONTAINERS = frozenset({list, dict, Ordered, tuple})
 # The state of a parameter before torch 0.4: whether it requires a gradient, whether it is volatile, its hooks.
@@ -211,65 +205,6 @@ def duplicate(machine: Machine) -> None:
     _again(machine, machine.stack[-1])
 
 
-def small_int(machine: Machine) -> None:
-    machine.stack.append(machine.byte())
-
-
-def fixed(count: int, convert: Callable[[bytes], Any]) -> Callable[[Machine], None]:
-    """A number of so many bytes."""
-
-    def handler(machine: Machine) -> None:
-        machine.stack.append(convert(machine.take(count)))
-
-    return handler
-
-
-def text(width: int, encoding: str = "utf-8") -> Callable[[Machine], None]:
-    """A text behind its length, which has so many bytes."""
-
-    def handler(machine: Machine) -> None:
-        count = int.from_bytes(machine.take(width), "little")
-        if count > MOST_TEXT:
-            machine.stack.append(_long_text(machine, count, encoding))
-            return
-        made = machine.take(count).decode(encoding, "surrogatepass")
-        machine.room -= count if made.isascii() else made.__sizeof__() - _ASCII
-        machine.texts += 1
-        machine.stack.append(made)
-
-    return handler
-
-
-def _long_text(machine: Machine, count: int, encoding: str) -> Long:
-    # In the other encoding, which is Python 2's, each byte is a letter.
-    decoder = codecs.getincrementaldecoder("utf-8")("surrogatepass") if encoding == "utf-8" else None
-    begins, size = "", 0
-    for piece in machine.pieces(count):
-        more = decoder.decode(piece) if decoder else piece.decode(encoding)
-        begins += more[: SHOWN_BYTES - len(begins)]
-        size += len(more)
-    if decoder:
-        decoder.decode(b"", True)
-    return Long(begins, size, count)
-
-
-def data(width: int) -> Callable[[Machine], None]:
-    """Bytes behind their length, which has so many."""
-
-    def handler(machine: Machine) -> None:
-        count = int.from_bytes(machine.take(width), "little")
-        if count <= MOST_BYTES:
-            machine.room -= count
-            machine.stack.append(machine.take(count))
-            return
-        begins = b""
-        for piece in machine.pieces(count):
-            begins += piece[: SHOWN_BYTES - len(begins)]
-        machine.stack.append(Long(begins, count, count))
-
-    return handler
-
-
 def empty_tuple(machine: Machine) -> None:
     machine.stack.append(())
 
@@ -297,35 +232,6 @@ def memoize(machine: Machine) -> None:
         machine.put(slot)
     else:
         machine.forgotten += 1
-
-
-def integer(text: bytes) -> int:
-    if len(text) > 1000:
-        raise Malformed(f"its pickle has a number of {len(text)} digits")
-    return int(text)
-
-
-def int_text(machine: Machine) -> Any:
-    text = machine.line()
-    return {b"00": False, b"01": True}[text] if text in (b"00", b"01") else integer(text)
-
-
-def long(width: int) -> Callable[[Machine], int]:
-    def make(machine: Machine) -> int:
-        count = int.from_bytes(machine.take(width), "little")
-        if count > _MAX_LONG_BYTES:
-            raise Malformed(f"its pickle has a number of {count} bytes")
-        machine.room -= count
-        return int.from_bytes(machine.take(count), "little", signed=True)
-
-    return make
-
-
-def string_text(machine: Machine) -> str:
-    text = machine.line().strip()
-    if len(text) < 2 or text[:1] not in b"'\"" or text[:1] != text[-1:]:
-        raise Malformed(f"its pickle has a string without quotes at byte {machine.place}")
-    return codecs.escape_decode(text[1:-1])[0].decode("latin-1")
 
 
 def set_one(machine: Machine) -> None:

@@ -248,7 +248,7 @@ _ROOM = 39 << 20
 _PER_TEXT, _MOST_FOR_TEXTS, _SMALL, _PER_BYTE = 80, 24 << 20, 1 << 20, 80
 
 
-def room() -> int:
+def room_of_a_file() -> int:
     """Bytes that the contents of a file may take in memory. What is counted, the opcodes say, and `_tree`."""
     return max(_ROOM, _granted())
 

@@ -14,7 +14,7 @@ from ckpt_cli.formats import _effects as do
 from ckpt_cli.formats._inert import Global
 
 if TYPE_CHECKING:
-    from ckpt_cli.formats._pickle import Machine
+    from ckpt_cli.formats._machine import Machine
 
 # In the memo slots of what is not made.
 HOOKS, ARGUMENTS = object(), object()

@@ -11,10 +11,11 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from ckpt_cli.formats import _effects as do
+from ckpt_cli.formats import _literals as literal
 from ckpt_cli.formats._effects import TUPLE
 
 if TYPE_CHECKING:
-    from ckpt_cli.formats._pickle import Machine
+    from ckpt_cli.formats._machine import Machine
 
 # What things take in memory in bytes, in Python 3.11 for machines of 64 bits: an empty list, dict or set, a text
 # besides its characters, a number, and a place on the stack, which no opcode is counted as less than, so that this
@@ -39,28 +40,28 @@ _EFFECTS: dict[int, Callable[[Machine], None]] = {
     0x32: do.duplicate,
     # numbers, text, bytes
     0x46: do.pushing(lambda m: float(m.line())),  # FLOAT
-    0x47: do.fixed(8, lambda data: struct.unpack(">d", data)[0]),  # BINFLOAT
-    0x49: do.pushing(do.int_text),  # INT
-    0x4C: do.pushing(lambda m: do.integer(m.line().rstrip(b"L"))),  # LONG
-    0x4A: do.fixed(4, lambda data: int.from_bytes(data, "little", signed=True)),  # BININT
-    0x4B: do.small_int,
-    0x4D: do.fixed(2, lambda data: int.from_bytes(data, "little")),  # BININT2
-    0x8A: do.pushing(do.long(1)),  # LONG1
-    0x8B: do.pushing(do.long(4)),  # LONG4
+    0x47: literal.fixed(8, lambda data: struct.unpack(">d", data)[0]),  # BINFLOAT
+    0x49: do.pushing(literal.int_text),  # INT
+    0x4C: do.pushing(lambda m: literal.integer(m.line().rstrip(b"L"))),  # LONG
+    0x4A: literal.fixed(4, lambda data: int.from_bytes(data, "little", signed=True)),  # BININT
+    0x4B: literal.small_int,
+    0x4D: literal.fixed(2, lambda data: int.from_bytes(data, "little")),  # BININT2
+    0x8A: do.pushing(literal.long(1)),  # LONG1
+    0x8B: do.pushing(literal.long(4)),  # LONG4
     0x4E: do.pushing(lambda m: None),  # NONE
     0x88: do.pushing(lambda m: True),  # NEWTRUE
     0x89: do.pushing(lambda m: False),  # NEWFALSE
-    0x53: do.pushing(do.string_text),  # STRING
-    0x54: do.text(4, "latin-1"),  # BINSTRING
-    0x55: do.text(1, "latin-1"),  # SHORT_BINSTRING
+    0x53: do.pushing(literal.string_text),  # STRING
+    0x54: literal.text(4, "latin-1"),  # BINSTRING
+    0x55: literal.text(1, "latin-1"),  # SHORT_BINSTRING
     0x56: do.pushing(lambda m: codecs.raw_unicode_escape_decode(m.line())[0]),  # UNICODE
-    0x58: do.text(4),  # BINUNICODE
-    0x8C: do.text(1),  # SHORT_BINUNICODE
-    0x8D: do.text(8),  # BINUNICODE8
-    0x42: do.data(4),  # BINBYTES
-    0x43: do.data(1),  # SHORT_BINBYTES
-    0x8E: do.data(8),  # BINBYTES8
-    0x96: do.data(8),  # BYTEARRAY8
+    0x58: literal.text(4),  # BINUNICODE
+    0x8C: literal.text(1),  # SHORT_BINUNICODE
+    0x8D: literal.text(8),  # BINUNICODE8
+    0x42: literal.data(4),  # BINBYTES
+    0x43: literal.data(1),  # SHORT_BINBYTES
+    0x8E: literal.data(8),  # BINBYTES8
+    0x96: literal.data(8),  # BYTEARRAY8
     # containers
     0x29: do.empty_tuple,
     0x74: do.marked_tuple,

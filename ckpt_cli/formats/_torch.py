@@ -61,13 +61,12 @@ def interpret(
     room: int | None = None,
     script: bool = False,
 ) -> Interpreted:
-    """Interprets the pickle of a torch file; `find` gives the storage that an id means, once for each
-    key, and refuses another length than its own.
+    """Interprets the pickle of a torch file; `find` gives the storage that an id means, once for each key, and refuses
+    another length than its own.
 
-    `room` is what other pickles of the file left (see `_inert.room`). `script` says that TorchScript wrote it.
-    Raises CkptError, with the path, for a pickle that is refused, and what `find` raises.
+    `room` is what other pickles left of that of a file. `script` says that TorchScript wrote it. Raises CkptError, with
+    the path, for a pickle that is refused, and what `find` raises.
     """
-
     met: dict[str, _inert.Held] = {}
 
     def persistent(pid: Any) -> Any:

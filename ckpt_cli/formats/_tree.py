@@ -46,7 +46,7 @@ class Flat(NamedTuple):
 
 
 def flatten(root: Any, size: int | None = None, room: int | None = None, shared: Set[int] | None = None) -> Flat:
-    """What a pickle of `size` bytes held, by name, where there is `room` for it (see `_inert.room`).
+    """What a pickle of `size` bytes held, by name, where there is `room` for it (see `_inert.room_of_a_file`).
 
     `shared` are the containers that stand in more than one place, where that is known.
 
@@ -55,7 +55,7 @@ def flatten(root: Any, size: int | None = None, room: int | None = None, shared:
     deeper than MAX_DEPTH, and for what unfolds to more names or characters than its size allows.
     """
     size = MAX_NAMES if size is None else size
-    walk = _Walk(root, size, _inert.room() if room is None else room, shared)
+    walk = _Walk(root, size, _inert.room_of_a_file() if room is None else room, shared)
     walk.run()
     if not any(type(value) is Run for value in walk.values.values()):
         return Flat(tuple(walk.tensors), walk.values, walk.kinds)
