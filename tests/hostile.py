@@ -318,6 +318,7 @@ def _costly() -> Rows:
         + b"0"
     )
     wrapped += b"(" + name("a", "B") + name("torch", "float32") + b"K\1\x85K\1\x85K\0tq\5" + b"0"
+    view = storage() + put(1) + b"0" + name("torch._utils", "_rebuild_tensor_v2") + put(2) + b"0"
     refused = {
         "laughs_tensor": laughs(tensor(), 60), "laughs_tensor_wide": laughs(tensor(), 60, 100),
         "laughs_tuple": laughs(tensor(), 60, 3, b"(", b"t"),
@@ -346,6 +347,8 @@ def _costly() -> Rows:
         "bytes_again": b"B" + struct.pack("<L", 1000) + b"x" * 1000 + put(1) + b"0](" + b"h\1" * 500_000 + b"e",
         "sparse_of_sparse": tensor() + put(1) + b"0" + sparse * 40 + b"h\1",
         "tied_to_long": tensor() + put(1) + b"0}(" + text("n" * 300_000) + b"h\1" + b"".join(text(str(n)) + b"h\1" for n in range(15_000)) + b"u",
+        "views_of_few_bytes": view + b"](" + (each := b"h\2(h\1K\0))\x89NtR") * 230_000 + b"e", "views_between_lists": view + b"](" + (each + b"]" * 30) * 70_000 + b"e",
+        "views_of_no_bytes": view + b"(" + each[2:-1] + b"q\x030](" + b"h\2h\3R" * 600_000 + b"e",
         "many_of_one": shared + b"](" + b"h\1" * 100_000 + b"e",
         "pieces_again": shared + b"}(" + b"".join(text(f"m{n}") + b"h\1" for n in range(256)) + b"uq\2" + b"0" + wrapped + b"](" + b"h\3(h\4Nh\5h\2tR" * 60_000 + b"e",
         "dims_again": b"(" + b"K\1" * 64 + b"tq\2" + b"0(" + number(2**40) * 64 + b"tq\3" + b"0" + storage() + b"q\4" + b"0" + name("torch._utils", "_rebuild_tensor_v2") + b"q\5" + b"0](" + b"h\5(h\4K\0h\2h\3\x89NtR" * 60_000 + b"e",
@@ -354,7 +357,6 @@ def _costly() -> Rows:
         "objects_many": name("a", "b") + put(1) + b"0](" + b"h\1)R" * 240_000 + b"e",
         "calls_nested": name("a", "b") + put(1) + b"h\1" * 200_000 + b")R" + b"\x85R" * 199_999,
         "list_in_itself": b"]q\1(" + b"N" * 1000 + b"e" + (b"(" + b"h\1" * 100 + b"e") * 4_000,
-        "calls_to_order": od + put(1) + b"0](" + b"h\1)R" * 240_000 + b"e",
         "nested_names": b"".join(b"}" + text("k" * 500) for _ in range(1_500)) + b"](" + b"N" * 20_000 + b"e" + b"s" * 1_500,
         "odd_names": b"".join(b"}" + text("k" * 100 + "\U0001f600") for _ in range(300)) + b"](" + b"N" * 20_000 + b"e" + b"s" * 300,
         "bytearray_many": b"\x96" + struct.pack("<Q", 100_000) + b"x" * 100_000 + put(1) + b"0](" + b"h\1" * 400_000 + b"e", "extension": b"\x82\1" * 100_000, "buffers": b"\x97" * 100_000,
@@ -369,6 +371,7 @@ def _costly() -> Rows:
         "alike_tuples": ones + b"}(" + alike + b"u", "alike_numbers": b"}(" + multiples + b"u",
         "alike_in_a_set": ones + b"\x8f(" + alike.replace(b"tN", b"t") + b"\x90",
         "wide_list": b"](" + b"N" * 50_000 + b"eq\x000](" + b"h\0" * 50_000 + b"e", "lists": b"](" + b"]" * 200_000 + b"e",
+        "calls_to_order": od + put(1) + b"0](" + b"h\1)R" * 240_000 + b"e",
         "sets": b"](" + b"\x8f" * 60_000 + b"e", "memo": b"N" + b"\x94" * 300_000, "marks": b"(" * 80_000 + b"1" * 79_999 + b"tN",
         "memo_wide": b"N" + b"".join(b"r" + struct.pack("<L", n * 40_000) for n in range(60_000)), "pops": b"N0" * 100_000 + b"N",
         "objects": name("a", "b") + put(1) + b"0](" + b"h\1)R" * 60_000 + b"e", "stack": b"N" * 400_000,
@@ -850,6 +853,17 @@ def _distributed() -> Rows:
         "two places for one chunk",
         "refused",
     )
+    # Of contents alone, and of objects as small as they can be: none of it says where a tensor lies.
+    entry = name("torch.distributed.checkpoint.filesystem", "_StorageInfo") + put(1) + b"0"
+    entry += b"".join(
+        text(key) + put(slot) + b"0" for slot, key in enumerate(("relative_path", "x", "offset", "length"), 2)
+    )
+    place = get(1) + b")\x81}(h\2h\3h\4K\0h\5K\1ub"
+    for label, each in {
+        "lists": b"]", "tuples": b"N\x85", "nothing": b"N", "objects": get(1) + b")\x81}b", "places": place, "places_and_nothing": place + b"N" * 20,
+    }.items():
+        much = dcp_index([], [], before=entry + b"(" + each * (4_000_000 // len(each)) + b"t0")
+        yield f"many_{label}", much, "4 MB that are no index", "any" if each is place else "refused"
     uneven: dict[str, tuple[tuple[int, ...], list[tuple[tuple[int, ...], tuple[int, ...]]]]] = {
         "gap": ((4,), [((0,), (3,))]), "overlap": ((4,), [((0,), (3,)), ((1,), (1,))]), "beyond": ((4,), [((2,), (4,))]),
         "none": ((4,), []), "dimensions": ((4,), [((0, 0), (2, 2))]), "twice": ((4,), [((0,), (2,)), ((0,), (2,))]),

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from ckpt_cli.formats._inert import (
     Global,
+    Held,
     Known,
     Long,
     Malformed,
@@ -25,10 +26,14 @@ if TYPE_CHECKING:
 # What things take in memory in bytes, as in `_opcodes`: a tuple; an entry of a dict, and the room for its first ones;
 # an element of a set.
 TUPLE, _ENTRY, _FIRST, _FIRST_ENTRIES, PLACED = 56, 48, 5, 168, 112
-# An empty dict; an object of a known class with its state, and bytes that these are written in.
-_EMPTY_DICT, _KNOWN_OBJECT = 64, (700, 35)
+# An empty dict; an object of a known class with its state, at most and for each byte that these are written in.
+# What is wrong with one, until somebody asks.
+_FAULT = 600
+_EMPTY_DICT, _KNOWN_OBJECT = 64, (800, 18)
 # References to what nobody else has, that of the function that counts them among them.
 _ALONE = 2
+# A storage when it is met first.
+STORAGE = 100
 # The first places of a list; a number, and a place on the stack or in a list, which is what it takes in an array; what
 # it takes to know a container when it is met again.
 _FIRST_PLACES, NUMBER, PLACE, _KNOWN = 24, 32, 12, 96
@@ -78,8 +83,10 @@ def build(machine: Machine) -> None:
         target.state = state
     elif isinstance(target, Known):
         target.found = target.take(state)
-        if getrefcount(state) <= _ALONE:
-            _let_go(machine, target, state)
+        if isinstance(target.found, Malformed):
+            machine.room -= _FAULT
+        elif getrefcount(state) <= _ALONE:
+            _let_go(machine, state)
     elif isinstance(target, tuple) and isinstance(state, tuple) and len(state) > _FLAGS:
         # What torch itself would do: a tensor that was read so far is another from here on.
         raise Malformed(f"its pickle gives a tensor other contents at byte {machine.place}")
@@ -87,14 +94,13 @@ def build(machine: Machine) -> None:
         raise Malformed(f"its pickle sets the state of a {type(target).__name__} at byte {machine.place}")
 
 
-def _let_go(machine: Machine, target: Known, state: Any) -> None:
-    """Gives back what the state of a known object takes, which nobody else has, and the object where it is one."""
+def _let_go(machine: Machine, state: Any) -> None:
+    """Gives back what the state of a known object takes, which nobody else has, and the object."""
     if type(state) is dict:
         machine.room += _EMPTY_DICT + (_FIRST_ENTRIES + max(0, len(state) - _FIRST) * _ENTRY if state else 0)
     elif type(state) is tuple:
         machine.room += TUPLE
-    if not isinstance(target.found, Malformed):
-        machine.hold(*_KNOWN_OBJECT)
+    machine.hold(*_KNOWN_OBJECT)
 
 
 def reduce(machine: Machine) -> None:
@@ -215,7 +221,10 @@ def marked_tuple(machine: Machine) -> None:
 
 
 def persistent_id(machine: Machine) -> None:
-    machine.stack[-1] = machine.persistent(machine.stack[-1])
+    machine.stack[-1] = found = machine.persistent(machine.stack[-1])
+    if type(found) is Held:
+        machine.room += STORAGE if found.met else 0
+        found.met = True
 
 
 def put_text(machine: Machine) -> None:

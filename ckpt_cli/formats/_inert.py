@@ -80,13 +80,15 @@ class Ordered(dict[Any, Any]):
 
 
 class Held:
-    """A storage that stands in a pickle, and the dtype that its type implies; None where it is bytes alone."""
+    """A storage that stands in a pickle, the dtype that its type implies (None where it is bytes alone), and whether it
+    has stood there before."""
 
-    __slots__ = ("dtype", "storage")
+    __slots__ = ("dtype", "met", "storage")
 
     def __init__(self, storage: Storage, dtype: str | None) -> None:
         self.storage = storage
         self.dtype = dtype
+        self.met = False
 
 
 class Long:
@@ -242,7 +244,7 @@ def length_of(items: Iterable[Any]) -> int:
 # The environment variable that grants more, in megabytes.
 MEMORY = "CKPT_MEMORY"
 # Bytes that what is no tensor may take in memory in any file, to be read and listed.
-_ROOM = 39 << 20
+_ROOM = 37 << 20
 # A text in a vocabulary of some hundred thousands, which is what people save of texts, gets more: so much in all, and
 # for each byte of a pickle beyond the first million.
 _PER_TEXT, _MOST_FOR_TEXTS, _SMALL, _PER_BYTE = 80, 24 << 20, 1 << 20, 80

@@ -21,7 +21,7 @@ from ckpt_cli.formats._inert import (
 )
 from ckpt_cli.formats._input import Input
 from ckpt_cli.formats._one_step import ARGUMENTS, HOOKS, mark
-from ckpt_cli.formats._opcodes import CALLED, COSTS, FAR_SLOT, MARK, NEW_NAME, RETURNED, TABLE, TENSOR
+from ckpt_cli.formats._opcodes import CALLED, COSTS, FAR_SLOT, MARK, NEW_NAME, RETURNED, TABLE, TENSOR, UNKNOWN, VIEW
 from ckpt_cli.formats._stream import Stream
 
 _MAX_NAME = 1000
@@ -39,6 +39,8 @@ Find = Callable[[Any], Any]
 MAX_ITEMS = 2_000_000
 _TABLE = [*TABLE]
 _TABLE[0x28] = mark  # of a tensor all at once
+# Bytes in which nobody writes a thing that is given back.
+_SHORTEST = 20
 # Bytes of a pickle in which tensors are more than contents: those of some two hundred thousand.
 _MOST_HELD = 24 << 20
 # In a memo slot that was left out.
@@ -132,12 +134,15 @@ class Machine(Input):
         if self.room < 0:
             raise Costly(f", by byte {self.place}")
 
-    def hold(self, bytes: int, written: int) -> None:
-        """Gives back what a thing was counted as that the file is there for, a tensor or what says where one lies: of
-        one that is written in fewer bytes than picklers write it in less, and nothing far behind in the pickle."""
+    def hold(self, most: int, per_byte: int) -> None:
+        """Gives back what a thing was counted as that the file is there for, a tensor or what says where one lies.
+
+        Less of one that is written in fewer bytes than picklers write it in, which is counted as less, and nothing of
+        one far behind in the pickle.
+        """
         place = self.place
         if place < self.start + _MOST_HELD:
-            self.room += bytes * min(place - self.held, written) // written
+            self.room += min(most, max(0, place - self.held - _SHORTEST) * per_byte)
             self.held = place
 
     def pop_mark(self) -> list[Any]:
@@ -196,10 +201,11 @@ class Machine(Input):
     def call(self, callee: Any, args: Any) -> Any:
         if not isinstance(callee, Global) or type(args) is not tuple:
             raise Malformed(f"its pickle calls what is no name at byte {self.place}")
-        self.room -= CALLED
         function = self.functions.get(callee.name)
         if function is None:
+            self.room -= UNKNOWN
             return Opaque(callee.name, args)
+        self.room -= CALLED
         self.copies -= len(args)
         if list in map(type, args):
             args = tuple(self.spread(argument) if type(argument) is list else argument for argument in args)
@@ -214,8 +220,10 @@ class Machine(Input):
             self.room += CALLED - RETURNED
         elif type(made) in _MADE:
             self.room -= len(made) * (PLACED if type(made) not in (str, bytes) else 1)
-        elif type(made) is TensorInfo and made.storage is not None:
-            self.hold(*TENSOR)
+        elif type(made) is TensorInfo:
+            self.room -= VIEW
+            if made.storage is not None:
+                self.hold(*TENSOR)
         return made
 
     def spread(self, items: list[Any]) -> list[Any]:

@@ -36,8 +36,8 @@ _EACH = re.compile(_INT, re.DOTALL)
 _SHORT = {bytes((code, number)): number for code in b"hK" for number in range(256)}
 # By how many slots: what numbers of 32 bits that follow each other are as one number, for each of the first and beside.
 _RUNS = [(sum(1 << 32 * n for n in range(count)), sum(n << 32 * n for n in range(count))) for count in range(8)]
-# What it is counted as besides the tensor: what stays in the memo, and numbers.
-_COST = 100
+# What it is counted as besides the tensor: what stays in the memo, numbers, and the storage.
+_COST = 100 + do.STORAGE
 
 
 def mark(machine: Machine) -> None:

@@ -27,10 +27,11 @@ MARK = _LIST + _PLACE
 # To drop a value, which picklers do only in a tuple that holds itself; else it would be a way to count numbers for
 # nothing.
 _POP = 200
-# A call's result, or one that was there before; a name; a slot far from all others.
-CALLED, RETURNED, NEW_NAME, FAR_SLOT = 192, 24, 400, 120
-# What a tensor is counted as, with its place in the listing, and bytes that it is written in.
-TENSOR = 900, 75
+# What a call makes: an object of a class that nobody knows, a value, one that was there before, what a tensor takes
+# more; a name; a slot far from all others.
+UNKNOWN, CALLED, RETURNED, VIEW, NEW_NAME, FAR_SLOT = 192, 100, 24, 60, 400, 120
+# What a tensor is counted as, with its place in the listing, at most and for each byte that it is written in.
+TENSOR = 800, 16
 
 _EFFECTS: dict[int, Callable[[Machine], None]] = {
     0x80: do.protocol,
@@ -109,6 +110,6 @@ _COSTS: dict[int, int] = {
     **dict.fromkeys(b"\x74\x85\x86\x87", TUPLE),
     **dict.fromkeys(b"STUVXBC\x8c\x8d\x8e\x96", _TEXT),
     **dict.fromkeys(b"FGILJM\x8a\x8b", _NUMBER),
-    0x51: CALLED,
+    0x51: do.STORAGE,
 }
 COSTS: list[int] = [_PLACE + _COSTS.get(code, 0) for code in range(256)]
