@@ -860,7 +860,12 @@ def _distributed() -> Rows:
     )
     place = get(1) + b")\x81}(h\2h\3h\4K\0h\5K\1ub"
     for label, each in {
-        "lists": b"]", "tuples": b"N\x85", "nothing": b"N", "objects": get(1) + b")\x81}b", "places": place, "places_and_nothing": place + b"N" * 20,
+        "lists": b"]",
+        "tuples": b"N\x85",
+        "nothing": b"N",
+        "objects": get(1) + b")\x81}b",
+        "places": place,
+        "places_and_nothing": place + b"N" * 20,
     }.items():
         much = dcp_index([], [], before=entry + b"(" + each * (4_000_000 // len(each)) + b"t0")
         yield f"many_{label}", much, "4 MB that are no index", "any" if each is place else "refused"

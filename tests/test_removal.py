@@ -845,6 +845,25 @@ def test_interrupt_while_deleting(call: Run, root: Path, run: Path, monkeypatch:
     assert steps_of(run) == [300, 400] and not (run / ".ckpt-trash").exists()
 
 
+def test_a_run_that_cannot_be_settled_is_left_alone(
+    call: Run, root: Path, run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Somebody else's, on a disk that fails: the others are pruned, and the exit code says that not all was done."""
+
+    def failing_there(place: str) -> list[str]:
+        assert place == str(run)
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    assert call("prune", root, "--tag", "d2", "--keep", "3", "--trash", "--yes").code == 0
+    before, other = contents(run), run.parent / "d4"
+    with monkeypatch.context() as broken:
+        broken.setattr(settling, "unsettled", lambda place: place == str(run))
+        broken.setattr(settling, "recover", failing_there)
+        done = call("prune", root, "--keep", "1", "--yes")
+    assert done.code == 3 and f"{run} is left alone" in done.err and "Input/output error" in done.err
+    assert contents(run) == before and len(list(other.glob("model_*.pt"))) == 1
+
+
 def test_dies_while_putting_back(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The last entry is written and cannot be made durable: once the way back is begun, nothing may be deleted."""
 

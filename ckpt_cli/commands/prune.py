@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Set
 from contextlib import ExitStack
 from typing import Annotated, Any
 
@@ -134,7 +135,7 @@ def prune(
         rules = _rules(asked, policy, metric, not drop_unmeasured, said)
         if allow_empty and optimizer_only:
             raise CkptError("--allow-empty removes a whole run: it does not go with --optimizer-only")
-        query, listed = _listed(look, dry_run)
+        query, listed, unsettled = _listed(look, dry_run)
         if not query.pool:
             raise nothing_in(query.root)
         if allow_empty and (keep != 0 or not rules.empty or not names_one_run(query)):
@@ -142,9 +143,9 @@ def prune(
             raise Refused("--allow-empty goes with --keep 0 alone and a selector that names one run", f"name {runs}")
         flags = {"incomplete": incomplete, "trust_steps": trust_steps, "optimizer_only": optimizer_only}
         flags["allow_empty"] = allow_empty or (optimizer_only and rules.empty)
-        plan = _plan(query, listed, rules, keep_step or (), flags)
+        plan = _plan(query, listed, rules, keep_step or (), flags, unsettled)
         drawing.show(plan, chosen, *parse_metric(metric))
-        return _decide(query, plan, dry_run, trash, yes, chosen)
+        return _decide(query, plan, dry_run, trash, yes, chosen) or (3 if unsettled else 0)
 
 
 def _rules(asked: dict[str, Any], policy: str | None, metric: str | None, unmeasured: bool, said: Settings) -> Ruleset:
@@ -165,10 +166,13 @@ def _rules(asked: dict[str, Any], policy: str | None, metric: str | None, unmeas
     return joined(rules, more)
 
 
-def _plan(query: Query, listed: int, rules: Ruleset, steps: Sequence[int], flags: dict[str, bool]) -> Plan:
-    """What stays and what goes of the runs that were listed at `listed`; `steps` are those that --keep-step names."""
+def _plan(
+    query: Query, listed: int, rules: Ruleset, steps: Sequence[int], flags: dict[str, bool], unsettled: Set[str]
+) -> Plan:
+    """What stays and what goes of the runs that were listed at `listed`, but for those that are not settled; `steps`
+    are those that --keep-step names."""
     grace = int(query.settings.grace * 1e9)
-    pool = settled(query.pool, listed, grace)
+    pool = settled([c for c in query.pool if os.path.realpath(c.run_dir) not in unsettled], listed, grace)
     _name_missing(steps, pool)
     refuse_outside(query)
     meant = {(c.run_dir, c.ref) for c in pool}
@@ -251,23 +255,31 @@ def _removals(group: RunPlan) -> list[Removal]:
     ]
 
 
-def _listed(look: Callable[[], Query], dry_run: bool) -> tuple[Query, int]:
-    """The query and when it was made; what was cut off of its runs is settled before, but not by a dry run."""
+def _listed(look: Callable[[], Query], dry_run: bool) -> tuple[Query, int, Set[str]]:
+    """The query and when it was made; what was cut off of its runs is settled before, but not by a dry run.
+
+    The third are runs where that cannot be done, by their real paths: somebody else's, say. They are left alone.
+    """
     listed = time.time_ns()
     query = runs_only(look())
     options.name_root(query)
     said = []
+    unsettled = set()
     for run in () if dry_run else query.trash:
-        if settling.unsettled(run):
-            with locked(run):
-                said += settling.recover(run)
+        try:
+            if settling.unsettled(run):
+                with locked(run):
+                    said += settling.recover(run)
+        except OSError as error:
+            out.warning(f"{run} is left alone, for what was cut off there cannot be settled: {error.strerror or error}")
+            unsettled.add(os.path.realpath(run))
     for message in said:
         out.note(message)
     if not said:
-        return query, listed
+        return query, listed, unsettled
     listed = time.time_ns()
     try:
-        return look(), listed
+        return look(), listed, unsettled
     except CkptError as gone:
         raise NotFound(f"now that this is settled, {gone.message}") from gone
 
