@@ -15,7 +15,8 @@ from typing import Any
 from ckpt_cli.checkpoint import Checkpoint, Part, Piece, Role, TensorFile, TensorInfo
 from ckpt_cli.errors import CkptError, Damaged, counted
 from ckpt_cli.formats import FileSource
-from ckpt_cli.formats._values import streamed
+from ckpt_cli.formats._joined import Joined, streamed
+from ckpt_cli.formats._joined import Part as Named
 from ckpt_cli.shapes import contiguous_stride, tiling_fault
 from ckpt_cli.tensors import read_index, read_tensors
 
@@ -124,7 +125,7 @@ def values_of(files: Sequence[TensorFile]) -> Mapping[str, Any]:
     """
     if len(files) == 1:
         return streamed(files[0].values)
-    return {f"{os.path.basename(file.path)}:{name}": value for file in files for name, value in file.values.items()}
+    return Joined([Named(f"{os.path.basename(file.path)}:", streamed(file.values)) for file in files])
 
 
 def _join(name: str, slices: Sequence[TensorInfo], path: str) -> TensorInfo:

@@ -62,11 +62,13 @@ class _Stored(NamedTuple):
 
 
 class Index(NamedTuple):
-    """What is no tensor. `values` are entries that are each a file of its own within a data file."""
+    """What is no tensor. `values` are entries that are each a file of its own within a data file; `room` is what it
+    left for them."""
 
     values: tuple[tuple[str, Slice], ...]
     foreign: tuple[str, ...]
     notes: tuple[str, ...]
+    room: int
 
 
 def read_index(
@@ -96,7 +98,7 @@ def read_index(
     foreign = tuple(name for name in loaded.globals if name not in NAMES)
     more = source.size - loaded.end
     notes = [f"{counted(more, 'byte')} after the end of the pickle"] if more else []
-    return Index(tuple(values), foreign, tuple(notes))
+    return Index(tuple(values), foreign, tuple(notes), loaded.room)
 
 
 def _places(top: Metadata, tell: Callable[[Key, Slice], object]) -> dict[str, _Stored]:

@@ -70,9 +70,16 @@ def append(machine: Machine, items: list[Any]) -> None:
     if store is target:
         more = packed(items)
         if more is not items:
-            machine.room += len(items) * NUMBER
+            machine.room += NUMBER * _counted_as_numbers(items)
         items = more
     store.extend(items)
+
+
+def _counted_as_numbers(items: list[Any]) -> int:
+    """How many of the numbers are: those that one byte holds are there once, and counted as their place alone."""
+    if type(items[0]) is float:
+        return len(items)
+    return sum(map((255).__lt__, items)) + sum(map((0).__gt__, items))
 
 
 def build(machine: Machine) -> None:

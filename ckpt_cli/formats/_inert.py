@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 from array import array
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 from ckpt_cli.checkpoint import Storage, TensorInfo
@@ -245,6 +247,7 @@ def length_of(items: Iterable[Any]) -> int:
 MEMORY = "CKPT_MEMORY"
 # Bytes that what is no tensor may take in memory in any file, to be read and listed.
 _ROOM = 37 << 20
+_SHARED: ContextVar[list[int] | None] = ContextVar("_SHARED", default=None)
 # A text in a vocabulary of some hundred thousands, which is what people save of texts, gets more: so much in all, and
 # for each byte of a pickle beyond the first million.
 _PER_TEXT, _MOST_FOR_TEXTS, _SMALL, _PER_BYTE = 80, 24 << 20, 1 << 20, 80
@@ -252,7 +255,24 @@ _PER_TEXT, _MOST_FOR_TEXTS, _SMALL, _PER_BYTE = 80, 24 << 20, 1 << 20, 80
 
 def room_of_a_file() -> int:
     """Bytes that the contents of a file may take in memory. What is counted, the opcodes say, and `_tree`."""
-    return max(_ROOM, _granted())
+    shared = _SHARED.get()
+    return shared[0] if shared else max(_ROOM, _granted())
+
+
+@contextmanager
+def sharing_room(left: int) -> Iterator[None]:
+    """What is read within has this room together, and no more than a file has."""
+    token = _SHARED.set([min(left, room_of_a_file())])
+    try:
+        yield
+    finally:
+        _SHARED.reset(token)
+
+
+def leave(room: int) -> None:
+    """Says how much a file has left of its room to those that share it."""
+    if shared := _SHARED.get():
+        shared[0] = min(shared[0], max(0, room))
 
 
 def room_for(texts: int, size: int) -> int:

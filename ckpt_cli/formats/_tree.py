@@ -56,7 +56,10 @@ def flatten(root: Any, size: int | None = None, room: int | None = None, shared:
     """
     size = MAX_NAMES if size is None else size
     walk = _Walk(root, size, _inert.room_of_a_file() if room is None else room, shared)
-    walk.run()
+    try:
+        walk.run()
+    finally:
+        _inert.leave(walk.room)
     if not any(type(value) is Run for value in walk.values.values()):
         return Flat(tuple(walk.tensors), walk.values, walk.kinds)
     return Flat(tuple(walk.tensors), Values(walk.values, leaves), Values(walk.kinds, kinds))

@@ -90,9 +90,9 @@ class Values(Mapping[str, Any]):
                 yield name, value
 
 
-def streamed(values: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The same values; a list of very many is an iterator, which never has them all in memory."""
-    return Values(values.held, _streamed) if isinstance(values, Values) else values
+def streamed(values: Values) -> Values:
+    """The same values; a list of very many is an iterator."""
+    return Values(values.held, _streamed)
 
 
 class _Items(ItemsView[str, Any]):

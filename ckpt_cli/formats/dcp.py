@@ -11,7 +11,6 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
 
 from ckpt_cli.checkpoint import ForeignGlobal, Storage, TensorFile, TensorInfo
 from ckpt_cli.errors import CkptError, Damaged, counted
@@ -19,7 +18,8 @@ from ckpt_cli.formats import ByteSource, Files, Window, formats
 from ckpt_cli.formats._dcp_classes import MODULES, Key, Slice
 from ckpt_cli.formats._dcp_index import Chunk, IndexedTensor, read_index
 from ckpt_cli.formats._dtypes import ITEMSIZE
-from ckpt_cli.formats._inert import RunsCode, quoted, shown
+from ckpt_cli.formats._inert import Costly, RunsCode, quoted, sharing_room, shown
+from ckpt_cli.formats._joined import Joined, Part
 from ckpt_cli.shapes import contiguous_stride, tiling_fault
 
 NAME = "dcp"
@@ -112,12 +112,12 @@ def index(source: ByteSource) -> TensorFile:
 
 
 def read(source: ByteSource) -> TensorFile:
-    file, places = _read(source)
+    file, places, left = _read(source)
     tensors, notes, foreign = list(file.tensors), list(file.notes), dict.fromkeys(file.foreign_globals)
-    values: dict[str, Any] = {}
+    values: list[Part] = []
     spent = 0
     unread = []
-    with Files() as files:
+    with Files() as files, sharing_room(left):
         for number, (name, (storage, transforms)) in enumerate(places):
             spent += storage.bytes if storage.bytes <= _MAX_VALUE else 0
             inner: TensorFile | str
@@ -128,20 +128,22 @@ def read(source: ByteSource) -> TensorFile:
             else:
                 inner = _value(files, storage)
             if isinstance(inner, str):
-                values[name] = inner
+                values.append(Part("", {name: inner}))
                 unread.append(name)
                 continue
-            values.update({_below(name, key): value for key, value in inner.values.items()})
+            values.append(Part(f"{name}.", inner.values, name))
             tensors.extend(_moved(name, tensor, storage) for tensor in inner.tensors)
             foreign.update(dict.fromkeys(inner.foreign_globals))
     if unread:
         first = ", ".join(map(shown, unread[:3])) + ", ..." * (len(unread) > 3)
         notes.append(f"{counted(len(unread), 'value')} not read: {first}")
-    return file._replace(tensors=tuple(tensors), values=values, notes=tuple(notes), foreign_globals=tuple(foreign))
+    return file._replace(
+        tensors=tuple(tensors), values=Joined(values), notes=tuple(notes), foreign_globals=tuple(foreign)
+    )
 
 
-def _read(source: ByteSource) -> tuple[TensorFile, Sequence[tuple[str, Slice]]]:
-    """What the index tells, and where its values are."""
+def _read(source: ByteSource) -> tuple[TensorFile, Sequence[tuple[str, Slice]], int]:
+    """What the index tells, where its values are, and the room that it left them."""
     tensors: list[TensorInfo] = []
     storages: list[Storage] = []
     alone = _is_alone(source)
@@ -151,7 +153,11 @@ def _read(source: ByteSource) -> tuple[TensorFile, Sequence[tuple[str, Slice]]]:
         lambda tensor: tensors.append(_tensor(source, tensor, alone)),
     )
     foreign = tuple(ForeignGlobal(name, False) for name in found.foreign)
-    return TensorFile(source.path, NAME, tuple(tensors), {}, foreign, tuple(storages), found.notes), found.values
+    return (
+        TensorFile(source.path, NAME, tuple(tensors), {}, foreign, tuple(storages), found.notes),
+        found.values,
+        found.room,
+    )
 
 
 def _is_alone(source: ByteSource) -> bool:
@@ -198,8 +204,11 @@ def _value(files: Files, storage: Storage) -> TensorFile | str:
     except (Damaged, RunsCode) as error:
         error.path = error.path or storage.file
         raise
-    except CkptError:
-        return f"<{storage.bytes} bytes in {storage.name}, in no form that is read>"
+    except CkptError as error:
+        what = (
+            "which take more memory than they get unasked" if error.kind == Costly.kind else "in no form that is read"
+        )
+        return f"<{storage.bytes} bytes in {storage.name}, {what}>"
 
 
 def _moved(name: str, tensor: TensorInfo, place: Storage) -> TensorInfo:
