@@ -5,10 +5,28 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from itertools import chain, count
+from shlex import quote
 from typing import Any
 
+from ckpt_cli.checkpoint import TensorFile
+from ckpt_cli.errors import CkptError
+from ckpt_cli.formats._inert import MEMORY, Costly, room_of_a_file
+
+# Bytes of memory that a value and its name take.
+_NAMED = 380
 # Names alike that are told apart by the next number.
 _MANY = 100
+
+
+def all_values(file: TensorFile) -> dict[str, Any]:
+    """The values of a file, held by name all at once. Raises CkptError where that would take more memory than a file
+    gets unasked."""
+    most, there = room_of_a_file() // _NAMED, len(file.values)
+    if there <= most:
+        return dict(file.values)
+    what = f"{file.path} holds {there} values beside its tensors, of which no more than {most} are looked at together"
+    lists = f"`ckpt inspect tensors {quote(file.path)} --values` lists them"
+    raise CkptError(what, f"{lists}, {MEMORY}=1000 lets a file that you trust take 1 GB", file.path, kind=Costly.kind)
 
 
 def flat(value: Any, name: str = "") -> dict[str, Any]:

@@ -11,6 +11,7 @@ from ckpt_cli.contents import paths_of, read_files
 from ckpt_cli.errors import CkptError, Damaged
 from ckpt_cli.formats import Files
 from ckpt_cli.layouts import read_json
+from ckpt_cli.leaves import all_values
 from ckpt_cli.scalars import Numbers
 
 # Dots in a name: one that has more is kept as it is.
@@ -84,9 +85,10 @@ def told(file: TensorFile) -> dict[str, Any]:
     Less what an optimizer is set to, which is told elsewhere; with the scalars that lie at the top as tensors
     (nanoGPT's `best_val_loss`).
     """
-    optimizers = {name[: match.start()] for name in file.values if (match := _GROUPS.search(name))}
+    found = all_values(file)
+    optimizers = {name[: match.start()] for name in found if (match := _GROUPS.search(name))}
     hidden = tuple(f"{place}{inner}." for place in optimizers for inner in ("param_groups", "state"))
-    values = {name: value for name, value in file.values.items() if not name.startswith(hidden)}
+    values = {name: value for name, value in found.items() if not name.startswith(hidden)}
     scalars = [tensor for tensor in file.tensors if not tensor.shape and "." not in tensor.name][:_MAX_SCALARS]
     with Files() as files:
         numbers = Numbers(files)

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 from ckpt_cli.checkpoint import TensorFile, TensorInfo
 from ckpt_cli.errors import CkptError
 from ckpt_cli.formats import safetensors
+from ckpt_cli.leaves import all_values
 from ckpt_cli.ties import Alias, recorded, untie
 
 # torch.compile wraps the module, and every name under it gets this piece, once for each time.
@@ -62,7 +63,7 @@ def gather(files: Sequence[TensorFile]) -> Origin:
         own = header_of(file)
         if twice := next((name for name, kind in file.kinds.items() if kind == "twice"), None):
             raise CkptError(f"{file.path}: two of its values would be called {twice!a}")
-        for key, value in (file.values if own is None else own.values).items():
+        for key, value in (all_values(file) if own is None else own.values).items():
             values.setdefault(key, value)
         for key, value in (file.kinds if own is None else own.kinds).items():
             kinds.setdefault(unwrapped(key + ".").removesuffix("."), value)

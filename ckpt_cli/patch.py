@@ -17,6 +17,7 @@ from ckpt_cli import jsontext, pickle_edit, torch_patch
 from ckpt_cli.checkpoint import Checkpoint, TensorFile
 from ckpt_cli.errors import CkptError
 from ckpt_cli.formats import FileSource
+from ckpt_cli.leaves import all_values
 from ckpt_cli.metadata import nested
 from ckpt_cli.migrations import MISSING
 
@@ -107,7 +108,7 @@ def _read_document(path: str, layout: str) -> Document:
         kind = "nanochat" if layout == "nanochat" or inner else _KINDS.get(name, "")
         return Document(path, False, data, value, kind, ("model_config",) if kind == "nanochat" else ())
     opened = torch_patch.opened(path)
-    value = nested(dict(opened.file.values))
+    value = nested(all_values(opened.file))
     kind, place = _kept_inside(value, {tensor.name.partition(".")[0] for tensor in opened.file.tensors})
     return Document(path, True, opened.pickle, value, kind, place, opened.file)
 

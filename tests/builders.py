@@ -279,10 +279,11 @@ def dcp_tensor(shape: Sequence[int], chunks: Chunks, dtype: bytes | None = None)
 
 
 def dcp_place(
-    fqn: bytes, offset: Sequence[int], file: str = "__0_0.distcp", at: int = 0, length: int = 64
+    fqn: bytes, offset: Sequence[int] | None, file: str = "__0_0.distcp", at: int = 0, length: int = 64
 ) -> tuple[bytes, bytes]:
-    """Where the bytes of one chunk lie: a key and a value of storage_data."""
-    index = made(_DCP, "MetadataIndex", fqn=fqn, offset=size(offset), index=b"N")
+    """Where the bytes of one chunk, or of a value, lie: a key and a value of storage_data."""
+    begin = b"N" if offset is None else size(offset)
+    index = made(_DCP, "MetadataIndex", fqn=fqn, offset=begin, index=b"N")
     where = made(
         "torch.distributed.checkpoint.filesystem",
         "_StorageInfo",

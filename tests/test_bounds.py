@@ -462,3 +462,36 @@ def test_texts_that_no_header_holds(call: Run, tmp_path: Path) -> None:
     torch.save({"w": torch.ones(1), "texts": ["x" * 1_000_000] * 9}, tmp_path / "long.pt")
     done = call("convert", tmp_path / "long.pt")
     assert done.code == 2 and "cannot hold all of it" in done.err and not (tmp_path / "long.safetensors").exists()
+
+
+def test_values_in_numbers_that_no_command_needs(call: Run, tmp_path: Path) -> None:
+    """Hundreds of thousands that take two bytes each: they are counted and listed, and not held by name all at once."""
+    lists = b"".join(text(str(key)) + b"](" + b"K\1" * 1_500 + b"e" for key in range(200))
+    path = tmp_path / "model.pt"
+    path.write_bytes(torch_file(b"}(" + lists + text("w") + tensor([1], [1]) + b"u"))
+    found = call("inspect", "tensors", path)
+    assert found.code == 0 and call("verify", path).code == 0
+    for command in (["inspect", "meta", path], ["inspect", "diff", path, path], ["convert", path]):
+        refused = call(*command)
+        assert refused.code == 2 and "holds 300000 values beside its tensors" in refused.err
+    assert call("patch-config", tmp_path, "--all", "--check").code == 0
+
+
+def test_values_of_an_index_share_what_a_file_may_take(call: Run, tmp_path: Path) -> None:
+    """Each small, all together hundreds of megabytes; and their names are made when they are shown."""
+    each = torch_file(b"}(" + b"".join(text(str(key)) + b"](" + b"K\1" * 999 + b"e" for key in range(450)) + b"u")
+    (tmp_path / "__0_0.distcp").write_bytes(each * 12)
+    places, entries = [], []
+    for number in range(12):
+        word = text(f"value{number}")
+        entries.append((word, name("torch.distributed.checkpoint.metadata", "BytesStorageMetadata") + b")\x81"))
+        places.append(dcp_place(word, None, at=number * len(each), length=len(each)))
+    (tmp_path / ".metadata").write_bytes(dcp_index(entries, places))
+    file = read_tensors(str(tmp_path / ".metadata"))
+    there = [value for value in file.values.values() if not isinstance(value, str)]
+    assert len(file.values) < 12 * 450 * 999 and len(there) > 450 * 999
+    assert file.values["value0.3.5"] == 1 and file.values["value11"].endswith("unasked>")
+    assert any("not read" in note for note in file.notes)
+    with pytest.raises(KeyError):
+        file.values["value0.450.5"]
+    assert call("verify", tmp_path).code == 0

@@ -32,7 +32,7 @@ MODULES = {
     "latest": (34, 190),
     "inspect meta": (45, 205),
     "inspect tensors": (68, 225),
-    "verify mid": (72, 240),
+    "verify mid": (73, 240),
     "prune --keep 1 --dry-run": (90, 250),
     "convert base/d6 -o OUT": (92, 255),
 }

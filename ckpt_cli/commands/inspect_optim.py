@@ -154,9 +154,9 @@ def _say_of(file: TensorFile) -> None:
 
 def _seen(file: TensorFile) -> str:
     """What a file holds instead of an optimizer."""
-    names = [tensor.name for tensor in file.tensors] or list(file.values)
-    what = counted(len(file.tensors), "tensor") if file.tensors else counted(len(file.values), "value")
-    return f"{what}, {'the first' if len(names) > 1 else 'it'} is {names[0]!r}" if names else "it is empty"
+    count, kind = (len(file.tensors), "tensor") if file.tensors else (len(file.values), "value")
+    first = file.tensors[0].name if file.tensors else next(iter(file.values), "")
+    return f"{counted(count, kind)}, {'the first' if count > 1 else 'it'} is {first!r}" if count else "it is empty"
 
 
 def _record(rank: OptimizerState) -> dict[str, Any]:
