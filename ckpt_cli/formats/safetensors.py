@@ -17,7 +17,7 @@ from ckpt_cli.errors import CkptError, Damaged, counted
 from ckpt_cli.formats import ByteSource
 from ckpt_cli.formats._dtypes import ITEMSIZE
 from ckpt_cli.formats._header import METADATA, Refused, Repeated, check_depth, members
-from ckpt_cli.formats._inert import quoted
+from ckpt_cli.formats._inert import Costly, quoted, room_of_a_file
 from ckpt_cli.shapes import contiguous_stride
 
 NAME = "safetensors"
@@ -26,6 +26,8 @@ MAX_HEADER = 100_000_000
 _MAX_EMPTY = 30_000
 # No writer makes two of one name; they would be a way to fill a header with what takes no byte of the data.
 _MAX_TWICE = 100_000
+# Bytes of memory that a tensor is counted as, besides its name, and a dimension, of which there are any number.
+_TENSOR, _DIMENSION = 280, 48
 _U64 = 2**64
 # Where its bytes begin and end, and its dtype code and shape, as the header has them.
 _Described = tuple[int, int, str, tuple[int, ...]]
@@ -119,6 +121,7 @@ def _header(source: ByteSource) -> tuple[dict[str, _Placed], dict[str, str] | No
     described: dict[str, _Described] = {}
     told: list[Any] = []
     nothing = twice = 0
+    room = room_of_a_file()
     try:
         for name, entry in members(source, 8, 8 + length):
             if name != METADATA:
@@ -126,6 +129,9 @@ def _header(source: ByteSource) -> tuple[dict[str, _Placed], dict[str, str] | No
                 twice += name in described
                 described[name] = found = _described(source, name, entry)
                 nothing += found[0] == found[1]
+                room -= _TENSOR + len(name) + _DIMENSION * len(found[3])
+                if room < 0:
+                    raise Costly(f", with {len(described)} tensors")
             elif told or not isinstance(entry, (dict, type(None))):
                 raise _broken(source, "its __metadata__ stands twice, or is something else than texts")
             else:
@@ -134,6 +140,9 @@ def _header(source: ByteSource) -> tuple[dict[str, _Placed], dict[str, str] | No
                 raise _broken(source, f"it has more than {_MAX_EMPTY} tensors without a byte")
             if twice > _MAX_TWICE:
                 raise _broken(source, f"it has more than {_MAX_TWICE} tensors of names that stand twice")
+    except Costly as error:
+        error.message = f"{source.path} is refused: {error.message}"
+        raise
     except Refused as error:
         raise _broken(source, f"its header {error}") from error
     except ValueError as error:
