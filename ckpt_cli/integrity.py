@@ -10,6 +10,7 @@ from ckpt_cli.checkpoint import Problem, Storage, TensorFile
 from ckpt_cli.checksums import Digest, Tick, is_zero, read_all
 from ckpt_cli.errors import CkptError, Damaged, Interrupted, counted
 from ckpt_cli.formats import ByteSource, FileSource, Window
+from ckpt_cli.formats._inert import Costly
 from ckpt_cli.layouts import MAX_JSON_BYTES, read_json
 from ckpt_cli.tensors import about, recognise
 
@@ -142,11 +143,13 @@ def _check_tensors(source: FileSource, job: Job, tick: Tick) -> Checked:
     shapes = None
     for archives in _batches(source, job.slices):
         records: list[Storage] = []
+        costly: list[_Archive] = []
         for archive in archives:
             try:
                 records += _records(archive)
             except CkptError as error:
                 say(around, _problem(error, job.path, archive.name))
+                costly += [archive] if error.kind == Costly.kind else []
         bare += [record for record in records if record.crc32 is None]
         checked = checked or any(record.crc32 is not None for record in records)
         for record, value in zip(records, read_all(source, records, digest, job.lanes, tick)):
@@ -156,6 +159,8 @@ def _check_tensors(source: FileSource, job: Job, tick: Tick) -> Checked:
                 detail = f"{job.path}: record {record.name} is damaged: its CRC32 does not fit"
                 say(within, Problem("crc-mismatch", detail, job.path, record.name))
         for archive in archives:
+            if archive in costly:  # it would cost the same again
+                continue
             try:
                 file = _read(archive)
             except CkptError as error:

@@ -26,8 +26,9 @@ MAX_HEADER = 100_000_000
 _MAX_EMPTY = 30_000
 # No writer makes two of one name; they would be a way to fill a header with what takes no byte of the data.
 _MAX_TWICE = 100_000
-# Bytes of memory that a tensor is counted as, besides its name, and a dimension, of which there are any number.
-_TENSOR, _DIMENSION = 280, 48
+# Bytes of memory that a tensor of a few dimensions is counted as, besides its name, and each dimension more, of which
+# there may be any number.
+_TENSOR, _FEW, _DIMENSION = 325, 4, 56
 _U64 = 2**64
 # Where its bytes begin and end, and its dtype code and shape, as the header has them.
 _Described = tuple[int, int, str, tuple[int, ...]]
@@ -129,7 +130,7 @@ def _header(source: ByteSource) -> tuple[dict[str, _Placed], dict[str, str] | No
                 twice += name in described
                 described[name] = found = _described(source, name, entry)
                 nothing += found[0] == found[1]
-                room -= _TENSOR + len(name) + _DIMENSION * len(found[3])
+                room -= _TENSOR + len(name) + _DIMENSION * max(0, len(found[3]) - _FEW)
                 if room < 0:
                     raise Costly(f", with {len(described)} tensors")
             elif told or not isinstance(entry, (dict, type(None))):
