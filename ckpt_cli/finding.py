@@ -26,7 +26,7 @@ from ckpt_cli.verify import REMARKS
 
 _MODEL = re.compile(r"model_([0-9]+)\.pt")
 _SHARD = re.compile(r"optim_([0-9]+)_rank(0|[1-9][0-9]*)\.pt")
-_NO_DAMAGE = ("not-a-checkpoint", "runs-code", "unreadable-part")
+_NO_DAMAGE = ("not-a-checkpoint", "runs-code", "too-costly", "unreadable-part")
 # More threads than these read a file no faster.
 _LANES = 4
 # How many of a run's steps or ranks a message names.

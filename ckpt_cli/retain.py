@@ -18,6 +18,9 @@ from ckpt_cli.guards import Reasons, guarded, homes_of, needed_by, place_of
 from ckpt_cli.plans import Gone, Ignored, Kept, Plan, Rules, Run, RunPlan
 from ckpt_cli.policies import Policy
 
+# What was not looked into, and may be whole.
+_UNREAD = ("unreadable-part", "too-costly")
+
 
 def make_plan(
     checkpoints: Iterable[Checkpoint], policies: Mapping[str, Policy], rules: Rules, budget: Budget | None = None
@@ -153,12 +156,11 @@ def _going_bytes(checkpoint: Checkpoint, rules: Rules) -> int:
 
 
 def _may_go(checkpoint: Checkpoint, rules: Rules) -> bool:
-    """Of what cannot be looked into it is not known that it is incomplete: the disk or a permission may be in the way.
-
-    It goes with its whole run only.
+    """Of what cannot be looked into it is not known that it is incomplete: the disk, a permission or its size may be in
+    the way. It goes with its whole run only.
     """
     if checkpoint.state == "incomplete" and rules.incomplete and not rules.whole_run:
-        unread = {problem.path for problem in checkpoint.problems if problem.code == "unreadable-part"}
+        unread = {problem.path for problem in checkpoint.problems if problem.code in _UNREAD}
         return not any(part.path in unread for part in checkpoint.parts)
     return is_complete(checkpoint) or (checkpoint.state == "incomplete" and rules.whole_run)
 

@@ -440,6 +440,7 @@ def test_what_cannot_be_looked_into_is_not_known_to_be_incomplete() -> None:
 
     assert removed("truncated", incomplete=True) == [1, 3]
     assert removed("unreadable-part", incomplete=True) == removed("unreadable-part") == [1]
+    assert removed("too-costly", incomplete=True) == [1]
     assert removed("unreadable-part", 0, allow_empty=True) == [1, 2, 3]
 
 
