@@ -423,10 +423,10 @@ def _costly() -> Rows:
         "more records than any checkpoint has",
         "refused",
     )
-    long = {f"{n}": slot("U8", [1] * 400_000, n, n + 1) for n in range(6)}
-    yield "safetensors_dims", safetensors_file(long, bytes(6)), "tensors of 400,000 dimensions", "refused"
-    many = {f"{n:x}": slot("U8", [1], n, n + 1) for n in range(150_000)}
-    yield "safetensors_many", safetensors_file(many, bytes(150_000)), "150,000 tensors of a byte", "refused"
+    wide = {f"{n}": slot("U8", [1] * 400_000, n, n + 1) for n in range(6)}
+    yield "safetensors_dims", safetensors_file(wide, bytes(6)), "tensors of 400,000 dimensions", "refused"
+    described = {f"{n:x}": slot("U8", [1], n, n + 1) for n in range(150_000)}
+    yield "safetensors_many", safetensors_file(described, bytes(150_000)), "150,000 tensors of a byte", "refused"
     yield "bomb_within_ratio", torch_file(noisy + b"N", deflated=True), "opcodes packed a hundredfold", "any"
 
 

@@ -26,6 +26,8 @@ LEAST_CHUNK_BYTES = 16
 # Of what is kept once: a model has few shapes, but a chunk of each for every rank.
 _MOST_SHARED = 1 << 16
 _MAX_LAYOUT = 40
+# One long name, kept once, can stand in every entry; in what is shown it is written out for each.
+MAX_NAME = 1024
 Sizes = tuple[int, ...]
 T = TypeVar("T")
 
@@ -40,7 +42,7 @@ class Metadata(NamedTuple):
 class Key(NamedTuple):
     """What lies in a place: of which entry, and where in its tensor that begins; None for what is no tensor."""
 
-    name: Any
+    name: str
     offsets: Sizes | None
 
 
@@ -131,8 +133,10 @@ class Classes:
         return Box(self.sizes(state.get("offsets")), self.sizes(state.get("sizes")))
 
     def key(self, state: dict[Any, Any]) -> Key:
-        offsets = state.get("offset")
-        return Key(state.get("fqn"), None if offsets is None else self.sizes(offsets))
+        name, offsets = state.get("fqn"), state.get("offset")
+        if type(name) is not str or len(name) > MAX_NAME:
+            raise Malformed("it has an entry without a name, or with an immense one")
+        return Key(name, None if offsets is None else self.sizes(offsets))
 
     def tensor(self, state: dict[Any, Any]) -> Tensor:
         dtype, layout = taken(state.get("properties"), Properties)

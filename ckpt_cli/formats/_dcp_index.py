@@ -16,6 +16,7 @@ from ckpt_cli.formats import ByteSource, _pickle
 from ckpt_cli.formats._dcp_classes import (
     CONSTANTS,
     LEAST_CHUNK_BYTES,
+    MAX_NAME,
     NAMES,
     Classes,
     Key,
@@ -30,8 +31,6 @@ from ckpt_cli.formats._inert import Known, Malformed, Truncated, quoted
 from ckpt_cli.formats._stream import asked_for, range_of
 
 _MAX_FILE = 128 << 20
-# One long name, kept once, can stand in every entry; here it is written out for each.
-_MAX_NAME = 1024
 _NOWHERE = str(None)
 # What a pickle of protocol 2 and later begins with.
 _PROTOCOL = b"\x80"
@@ -106,8 +105,6 @@ def _places(top: Metadata, tell: Callable[[Key, Slice], object]) -> dict[str, _S
     stored: dict[str, _Stored] = {}
     for thing, info in _consumed(top.places):
         key, place = taken(thing, Key), taken(info, Slice)
-        if type(key.name) is not str or len(key.name) > _MAX_NAME:
-            raise Malformed("it has an entry without a name, or with an immense one")
         stored[key.name] = _Stored(key.offsets, place, stored.get(key.name))
         tell(key, place)
     return stored
@@ -120,7 +117,7 @@ def _entries(
     values: list[tuple[str, Slice]] = []
     left = source.size // LEAST_CHUNK_BYTES
     for name, entry in _consumed(top.entries):
-        if type(name) is not str or len(name) > _MAX_NAME or not isinstance(entry, Known):
+        if type(name) is not str or len(name) > MAX_NAME or not isinstance(entry, Known):
             raise Malformed("it has an entry that torch does not write")
         there = _by_offsets(name, stored.pop(name, None))
         if isinstance(entry.found, Value):

@@ -29,7 +29,7 @@ TUPLE, _ENTRY, _FIRST, _FIRST_ENTRIES, PLACED = 56, 48, 5, 168, 112
 # An empty dict; an object of a known class with its state, at most and for each byte that these are written in.
 # What is wrong with one, until somebody asks.
 _FAULT = 600
-_EMPTY_DICT, _KNOWN_OBJECT = 64, (800, 18)
+_EMPTY_DICT, _KNOWN_OBJECT = 64, (650, 18)
 # References to what nobody else has, that of the function that counts them among them.
 _ALONE = 2
 # A storage when it is met first.
@@ -89,10 +89,11 @@ def build(machine: Machine) -> None:
     if isinstance(target, Opaque):
         target.state = state
     elif isinstance(target, Known):
+        anew = target.found is not None
         target.found = target.take(state)
         if isinstance(target.found, Malformed):
             machine.room -= _FAULT
-        elif getrefcount(state) <= _ALONE:
+        elif not anew and getrefcount(state) <= _ALONE:
             _let_go(machine, state)
     elif isinstance(target, tuple) and isinstance(state, tuple) and len(state) > _FLAGS:
         # What torch itself would do: a tensor that was read so far is another from here on.
