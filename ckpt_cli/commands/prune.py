@@ -173,7 +173,7 @@ def _plan(
     are those that --keep-step names."""
     grace = int(query.settings.grace * 1e9)
     meant = query.pool
-    if unsettled:  # to ask for ten thousand real paths takes a third of the time of the plan
+    if unsettled:  # real paths are asked for then alone: of ten thousand checkpoints that took 0.2 s
         meant = tuple(c for c in meant if os.path.realpath(c.run_dir) not in unsettled)
     pool = settled(meant, listed, grace)
     _name_missing(steps, pool)
