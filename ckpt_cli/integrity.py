@@ -158,6 +158,7 @@ def _check_tensors(source: FileSource, job: Job, tick: Tick) -> Checked:
             elif record.crc32 is not None and value != record.crc32:
                 detail = f"{job.path}: record {record.name} is damaged: its CRC32 does not fit"
                 say(within, Problem("crc-mismatch", detail, job.path, record.name))
+        records.clear()  # before as many tensors are read
         for archive in archives:
             if archive in costly:  # it would cost the same again
                 continue

@@ -20,6 +20,8 @@ _COMPARISONS, _COMPARISONS_PER_BOX = 10_000, 300
 
 def tiling_fault(shape: Sequence[int], boxes: Sequence[Box]) -> str | None:
     """Why `boxes` do not tile a tensor of `shape`, each element once; None where they do."""
+    if len(boxes) == 1 and tuple(boxes[0][1]) == tuple(shape) and boxes[0][0] == (0,) * len(shape):  # as most are
+        return None
     for begin, size in boxes:
         if len(begin) != len(shape) or len(size) != len(shape):
             return "a piece has another number of dimensions"

@@ -253,6 +253,25 @@ def slot(dtype: str = "U8", shape: Sequence[Any] = (1,), begin: Any = 0, end: An
     return {"dtype": dtype, "shape": list(shape), "data_offsets": [begin, end], **more}
 
 
+def written_tensors(count: int, between: bytes = b"", wide: bool = False) -> bytes:
+    """A list of so many tensors, each spelt as torch.save spells it, and of what is between them; of 60 dimensions, and
+    no two of one shape, where they are `wide`."""
+    words = b"".join(text(word) + put(slot) + b"0" for slot, word in enumerate(("storage", "0", "cpu")))
+    names = ("torch", "FloatStorage"), ("collections", "OrderedDict"), ("torch._utils", "_rebuild_tensor_v2")
+    words += b"".join(name(*parts) + put(slot) + b"0" for slot, parts in enumerate(names, 3))
+
+    def each(slot: int) -> bytes:
+        puts = (b"r" + (slot + more).to_bytes(4, "little") for more in range(6))
+        shape, stride = b"K\4\x85", b"K\1\x85"
+        if wide:
+            stride = b"(" + (b"J" + slot.to_bytes(4, "little")) * 60 + b"t"
+            shape = b"(K\0" + stride[6:]
+        call = b"h\5((h\0h\3h\1h\2K\x10t%bQK\0" + shape + b"%b" + stride + b"%b\x89h\4)R%bt%bR%b"
+        return b"".join(piece for pair in zip(call.split(b"%b"), (*puts, between)) for piece in pair)
+
+    return words + list_of(*map(each, range(6, 6 + 6 * count, 6)))
+
+
 # --- indexes of distributed checkpoints
 
 _DCP = "torch.distributed.checkpoint.metadata"
@@ -302,3 +321,15 @@ def dcp_index(
     # The name that tells the format comes first in whatever torch writes.
     first = name(_DCP, "Metadata") + b"0"
     return pickled(first, before, body)
+
+
+def written_places(count: int, between: bytes = b"") -> bytes:
+    """A `.metadata` of so many keys and places, each spelt as torch spells it, and of what is between them."""
+    names = (_DCP, "MetadataIndex"), ("torch.distributed.checkpoint.filesystem", "_StorageInfo"), ("torch", "Size")
+    attributes = "fqn", "offset", "index", "relative_path", "offset", "length"
+    pieces = [name(*parts) for parts in names] + [b"\x8c" + bytes([len(word)]) + word.encode() for word in attributes]
+    words = b"".join(piece + b"\x940" for piece in pieces + [b"N"] * 300)
+    key = b"h\0)\x81\x94}\x94(h\3\x8c\7w%06d\x94h\4h\2K\0\x85\x94\x85\x94R\x94h\5K\0ub"
+    place = b"h\1)\x81\x94}\x94(h\6\x8c\x0c__0_0.distcp\x94h\7J%bh\x08M\0\1ub"
+    spelt = (key % n + place % (256 * n).to_bytes(4, "little") + between for n in range(count))
+    return pickled(name(_DCP, "Metadata") + b"0", words, list_of(*spelt), protocol=4)

@@ -214,6 +214,9 @@ def _distributed() -> Iterator[bytes]:
         save({"w": torch.arange(6.0).view(2, 3), "n": {"step": 3}}, checkpoint_id=folder, no_dist=True)
         for path in Path(folder).iterdir():
             yield path.read_bytes()
+        # Beyond 256 slots of its memo objects are read in one step.
+        save({f"w{n}": torch.zeros(n % 3, 2) for n in range(24)}, checkpoint_id=f"{folder}/many", no_dist=True)
+        yield Path(folder, "many/.metadata").read_bytes()
 
 
 def seeds(corpus: str | None = None) -> list[Seed]:

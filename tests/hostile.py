@@ -45,6 +45,8 @@ from tests.builders import (
     torch_entries,
     torch_file,
     tuple_of,
+    written_places,
+    written_tensors,
     zip_file,
 )
 
@@ -385,6 +387,12 @@ def _costly() -> Rows:
     }  # fmt: skip
     for label, stream in reads.items():
         yield label, torch_file(stream, protocol=4), "large, and in proportion to its size", "reads"
+    lists = b"](" + b"]" * 700_000 + b"e"
+    for label, stream in {
+        "spelt_between_lists": written_tensors(28_000, b"]" * 20), "spelt_then_lists": written_tensors(28_000) + lists + b"\x86",
+        "spelt_between_nothing": written_tensors(28_000, b"N" * 120), "spelt_of_many_dims": written_tensors(9_000, wide=True),
+    }.items():  # fmt: skip
+        yield label, torch_file(stream), "tensors as torch spells them, and what is not", "refused"
     for label in ("objects_many", "tied_to_long", "large_dicts"):
         yield f"{label}_legacy", legacy_file(refused[label]), "the same without a zip archive", "refused"
     for label in ("tuples_as_keys", "nones_million", "dup"):
@@ -873,6 +881,8 @@ def _distributed() -> Rows:
     }.items():
         much = dcp_index([], [], before=entry + b"(" + each * (4_000_000 // len(each)) + b"t0")
         yield f"many_{label}", much, "4 MB that are no index", "any" if each is place else "refused"
+    for label, each in {"lists": b"]" * 20, "tuples": b"(" + b"N\x85" * 20 + b"t", "nothing": b"N" * 80}.items():
+        yield f"spelt_between_{label}", written_places(35_000, each), "places as torch spells them", "refused"
     uneven: dict[str, tuple[tuple[int, ...], list[tuple[tuple[int, ...], tuple[int, ...]]]]] = {
         "gap": ((4,), [((0,), (3,))]), "overlap": ((4,), [((0,), (3,)), ((1,), (1,))]), "beyond": ((4,), [((2,), (4,))]),
         "none": ((4,), []), "dimensions": ((4,), [((0, 0), (2, 2))]), "twice": ((4,), [((0,), (2,)), ((0,), (2,))]),

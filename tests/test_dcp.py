@@ -41,7 +41,7 @@ from ckpt_cli import contents
 from ckpt_cli.checkpoint import TensorFile
 from ckpt_cli.discover import discover
 from ckpt_cli.errors import CkptError, Damaged
-from ckpt_cli.formats import FileSource, dcp
+from ckpt_cli.formats import FileSource, _dcp_step, dcp
 from ckpt_cli.integrity import Job, check_file, slices_of
 from ckpt_cli.layouts import layout_named
 from ckpt_cli.shapes import tiling_fault
@@ -637,6 +637,92 @@ def test_slots_that_look_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     for length in (1, 5, 1000):
         monkeypatch.setattr("ckpt_cli.formats._stream.BLOCK", length)
         assert read_index(str(path)) == whole
+
+
+def spelt() -> Metadata:
+    """What torch's own classes hold in each way that they are pickled in, often enough to be met again."""
+    described: dict[str, Any] = {}
+    stored: dict[MetadataIndex, _StorageInfo] = {}
+    for number in range(240):
+        shape = torch.Size([300, 2, 70_000, 1, 3][: number % 6])
+        name = f"layers.{number}.w\u00e9ight" if number % 7 == 0 else f"layers.{number}.weight"
+        begin = torch.Size([0] * len(shape))
+        chunks = [ChunkStorageMetadata(begin, torch.Size(shape))]
+        if number % 5 == 3 and shape:
+            rows = 1 if number % 2 else 100
+            chunks = [
+                ChunkStorageMetadata(torch.Size([at, *begin[1:]]), torch.Size([rows, *shape[1:]]))
+                for at in range(0, 300, rows)
+            ]
+        kind = torch.bfloat16 if number % 4 else torch.float32
+        described[name] = TensorStorageMetadata(TensorProperties(kind, requires_grad=number % 3 == 0), shape, chunks)
+        for rank, chunk in enumerate(chunks):
+            offsets = chunk.offsets if number % 2 else torch.Size(list(chunk.offsets))
+            key = MetadataIndex(f"{name}x"[:-1] if number % 3 else name, offsets, rank if number % 2 else None)
+            place = 2 ** (number % 50) + 9 * rank
+            stored[key] = _StorageInfo(f"__{number % 9}_{rank % 3}.distcp", place, 7 * number)
+        described[f"step.{number}"] = BytesStorageMetadata()
+        transforms = ["zstd"] if number % 10 == 0 else None
+        stored[MetadataIndex(f"step.{number}")] = _StorageInfo("__0_0.distcp", 5, 300, transforms)
+    return Metadata(described, {name: tuple(name.split(".")) for name in described}, stored, None)
+
+
+@pytest.mark.parametrize("protocol", [2, 4, 5])
+def test_objects_in_one_step_are_what_the_opcodes_make(
+    protocol: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / ".metadata"
+    path.write_bytes(pickle.dumps(spelt(), protocol))
+    steps = _dcp_step.steps()
+    taken: list[bool] = []
+
+    def watched(step: Callable[[Any], bool], machine: Any) -> bool:
+        taken.append(step(machine))
+        return taken[-1]
+
+    monkeypatch.setattr(_dcp_step, "steps", lambda: {name: partial(watched, step) for name, step in steps.items()})
+    short = read_index(str(path))
+    assert len(short.tensors) == 240 and len(short.storages) > 4_000
+    assert sum(taken) > (0.9 * len(taken) if protocol > 2 else -1)
+    monkeypatch.setattr(_dcp_step, "steps", dict)
+    assert read_index(str(path)) == short
+    monkeypatch.undo()
+    for length in (97, 1000):
+        monkeypatch.setattr("ckpt_cli.formats._stream.BLOCK", length)
+        assert read_index(str(path)) == short
+
+
+def test_altered_objects_are_what_the_opcodes_make(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of any byte that is another, the refusal too; what is wrong is at most told of another byte."""
+    path = tmp_path / ".metadata"
+    data = many(60, 2)
+    chance = random.Random(5)
+
+    def came() -> object:
+        try:
+            file = read_index(str(path))
+            return file.tensors, file.storages, file.foreign_globals
+        except CkptError as error:
+            return error.message.replace(str(path), "")
+
+    whole = len(read_index_of(path, data).tensors)
+    told = set()
+    for _ in range(1500):
+        changed = bytearray(data)
+        at = chance.randrange(3000, len(data))
+        changed[at] = chance.choice((changed[at] ^ 1 << chance.randrange(8), *b"hj()N\x94\x85ub"))
+        path.write_bytes(changed)
+        short = came()
+        with monkeypatch.context() as patched:
+            patched.setattr(_dcp_step, "steps", dict)
+            assert came() == short, at
+        told.add(short if isinstance(short, str) else "")
+    assert whole == 60 and len(told) > 20
+
+
+def read_index_of(path: Path, data: bytes) -> TensorFile:
+    path.write_bytes(data)
+    return read_index(str(path))
 
 
 def test_code_behind_what_is_wrong_is_told_first(tmp_path: Path) -> None:

@@ -253,11 +253,8 @@ def test_long_texts_and_bytes_are_told_by_their_beginning(tmp_path: Path) -> Non
 
 
 def bound(case: Case) -> float:
-    """Megabytes that a command may take: more where there are tensors, with which the rest has to do."""
-    beyond = max(0.0, len(case.data) / 2**20 - 1)
-    if case.expected == "refused":
-        return MEGABYTES + (4 * beyond if "between" in case.name else 0)
-    return MEGABYTES + MORE * beyond
+    """Megabytes that a command may take: more where the tensors of a large file are read."""
+    return MEGABYTES + (MORE * max(0.0, len(case.data) / 2**20 - 1) if case.expected != "refused" else 0)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="a peak of memory is in other units elsewhere")

@@ -79,10 +79,12 @@ def read_index(
     """
     if source.size > _MAX_FILE:
         raise CkptError(f"{source.path} has {source.size} bytes, more than the limit of {_MAX_FILE}")
+    from ckpt_cli.formats._dcp_step import steps  # of patterns that no other file needs
+
     functions = Classes(os.path.dirname(source.path), source.size).functions()
     try:
         stream = range_of(source, 0, source.size)._replace(asked=asked_for(source, 0, source.size))
-        loaded = _pickle.load(stream, CONSTANTS, functions, _nothing_outside)
+        loaded = _pickle.load(stream, CONSTANTS, functions, _nothing_outside, steps=steps())
         if source.read_at(0, 1) != _PROTOCOL:
             raise CkptError("it is pickled with protocol 0 or 1, as torch never does")
         top = taken(loaded.value, Metadata)

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from sys import getrefcount
 from typing import TYPE_CHECKING, Any
 
 from ckpt_cli.formats._inert import (
@@ -24,14 +23,8 @@ if TYPE_CHECKING:
     from ckpt_cli.formats._machine import Machine
 
 # What things take in memory in bytes, as in `_opcodes`: a tuple; an entry of a dict, and the room for its first ones;
-# an element of a set.
-TUPLE, _ENTRY, _FIRST, _FIRST_ENTRIES, PLACED = 56, 48, 5, 168, 112
-# An empty dict; an object of a known class with its state, at most and for each byte that these are written in.
-# What is wrong with one, until somebody asks.
-_FAULT = 600
-_EMPTY_DICT, _KNOWN_OBJECT = 64, (650, 18)
-# References to what nobody else has, that of the function that counts them among them.
-_ALONE = 2
+# an element of a set; what is wrong with an object, until somebody asks.
+TUPLE, _ENTRY, _FIRST, _FIRST_ENTRIES, PLACED, FAULT = 56, 48, 5, 168, 112, 600
 # A storage when it is met first.
 STORAGE = 100
 # The first places of a list; a number, and a place on the stack or in a list, which is what it takes in an array; what
@@ -39,6 +32,8 @@ STORAGE = 100
 _FIRST_PLACES, NUMBER, PLACE, _KNOWN = 24, 32, 12, 96
 # Those that are told once, and where they are met again by their name.
 _CONTAINERS = frozenset({list, dict, Ordered, tuple})
+# The protocol from which on memo slots have no numbers.
+_MEMOIZES = 4
 # The state of a parameter before torch 0.4: whether it requires a gradient, whether it is volatile, its hooks.
 _FLAGS = 3
 
@@ -89,12 +84,9 @@ def build(machine: Machine) -> None:
     if isinstance(target, Opaque):
         target.state = state
     elif isinstance(target, Known):
-        anew = target.found is not None
         target.found = target.take(state)
         if isinstance(target.found, Malformed):
-            machine.room -= _FAULT
-        elif not anew and getrefcount(state) <= _ALONE:
-            _let_go(machine, state)
+            machine.room -= FAULT
     elif isinstance(target, tuple) and isinstance(state, tuple) and len(state) > _FLAGS:
         # What torch itself would do: a tensor that was read so far is another from here on.
         raise Malformed(f"its pickle gives a tensor other contents at byte {machine.place}")
@@ -102,20 +94,9 @@ def build(machine: Machine) -> None:
         raise Malformed(f"its pickle sets the state of a {type(target).__name__} at byte {machine.place}")
 
 
-def _let_go(machine: Machine, state: Any) -> None:
-    """Gives back what the state of a known object takes, which nobody else has, and the object."""
-    if type(state) is dict:
-        machine.room += _EMPTY_DICT + (_FIRST_ENTRIES + max(0, len(state) - _FIRST) * _ENTRY if state else 0)
-    elif type(state) is tuple:
-        machine.room += TUPLE
-    machine.hold(*_KNOWN_OBJECT)
-
-
 def reduce(machine: Machine) -> None:
     args = machine.stack.pop()
     machine.stack[-1] = machine.call(machine.stack[-1], args)
-    if args and getrefcount(args) <= _ALONE:
-        machine.room += TUPLE
 
 
 def new_object_ex(machine: Machine) -> None:
@@ -151,6 +132,7 @@ def protocol(machine: Machine) -> None:
     version = machine.take(1)[0]
     if version > 5:
         raise Malformed(f"its pickle is of the unknown protocol {version}")
+    machine.memoizes = version >= _MEMOIZES
 
 
 def pop(machine: Machine) -> None:
@@ -220,7 +202,10 @@ def duplicate(machine: Machine) -> None:
 
 
 def empty_tuple(machine: Machine) -> None:
-    machine.stack.append(())
+    top = machine.stack[-1] if machine.stack else None
+    step = machine.steps.get(top.name) if type(top) is Global else None
+    if step is None or not step(machine):
+        machine.stack.append(())
 
 
 def marked_tuple(machine: Machine) -> None:
@@ -243,8 +228,7 @@ def put_text(machine: Machine) -> None:
 
 
 def memoize(machine: Machine) -> None:
-    slot = len(machine.memo) + len(machine.far) + machine.forgotten - machine.unset
-    asked = machine.asked
+    slot, asked = machine.slot, machine.asked
     if asked is None or slot >= len(asked) or asked[slot]:
         machine.put(slot)
     else:

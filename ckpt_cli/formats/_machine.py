@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Set
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from ckpt_cli.checkpoint import TensorInfo
@@ -21,7 +22,7 @@ from ckpt_cli.formats._inert import (
 )
 from ckpt_cli.formats._input import Input
 from ckpt_cli.formats._one_step import ARGUMENTS, HOOKS, mark
-from ckpt_cli.formats._opcodes import CALLED, COSTS, FAR_SLOT, MARK, NEW_NAME, RETURNED, TABLE, TENSOR, UNKNOWN, VIEW
+from ckpt_cli.formats._opcodes import CALLED, COSTS, FAR_SLOT, MARK, NEW_NAME, RETURNED, TABLE, UNKNOWN, VIEW
 from ckpt_cli.formats._stream import Stream
 
 _MAX_NAME = 1000
@@ -35,14 +36,14 @@ _MADE = frozenset({*_SIZED, Ordered})
 Constants = Mapping[str, Any]
 Functions = Mapping[str, Callable[..., Any]]
 Find = Callable[[Any], Any]
+# By the name of a class what makes its objects all at once, where it can (see `_dcp_step`).
+Steps = Mapping[str, Callable[["Machine"], bool]]
 # Values side by side on the stack, or in a list: more than a listing may have names (see `_tree`).
 MAX_ITEMS = 2_000_000
 _TABLE = [*TABLE]
 _TABLE[0x28] = mark  # of a tensor all at once
-# Bytes in which nobody writes a thing that is given back.
-_SHORTEST = 20
-# Bytes of a pickle in which tensors are more than contents: those of some two hundred thousand.
-_MOST_HELD = 24 << 20
+# Bytes of memory that are left for other contents where tensors take all the rest; what tensors may take at most.
+_FOR_OTHERS, _MOST_HELD = 4 << 20, 160 << 20
 # In a memo slot that was left out.
 _UNSET = object()
 
@@ -74,9 +75,11 @@ class Machine(Input):
         start: int,
         room: int,
         stream: Stream | None = None,
+        steps: Steps = MappingProxyType({}),
     ) -> None:
         super().__init__(data, start, stream)
         self.constants = constants
+        self.steps = steps
         self.functions = functions
         self.persistent: Find = persistent
         self.stack: list[Any] = []
@@ -90,7 +93,9 @@ class Machine(Input):
         self.names: dict[str, None] = {}
         self.room = room
         self.texts = self.granted = 0
-        self.held = self.place
+        self.reserve = room - _FOR_OTHERS
+        self.let_go = 0
+        self.memoizes = False
         self.shared: set[int] = set()
         self.copies = _COPIED + 2 * (self.end - self.place)
 
@@ -106,7 +111,7 @@ class Machine(Input):
                 self.earn()
             if code == 0x2E:  # STOP
                 self.earn()
-                return Loaded(self.stack[-1], list(self.names), self.place, self.room, self.shared)
+                return Loaded(self.stack[-1], list(self.names), self.place, self.room + self.let_go, self.shared)
             if code == 0x95:  # FRAME
                 self.begin_frame()
                 continue
@@ -134,16 +139,25 @@ class Machine(Input):
         if self.room < 0:
             raise Costly(f", by byte {self.place}")
 
-    def hold(self, most: int, per_byte: int) -> None:
-        """Gives back what a thing was counted as that the file is there for, a tensor or what says where one lies.
+    def hold(self, taken: int, most: int) -> None:
+        """Counts a tensor, or a part of an index, that was read in one step, as picklers write it.
 
-        Less of one that is written in fewer bytes than picklers write it in, which is counted as less, and nothing of
-        one far behind in the pickle.
+        Those may take more than the room of a file, where there is little else: `most` is what one may take with all
+        that is around it.
         """
-        place = self.place
-        if place < self.start + _MOST_HELD:
-            self.room += min(most, max(0, place - self.held - _SHORTEST) * per_byte)
-            self.held = place
+        self.room -= taken
+        if self.reserve <= 0 < self.reserve + _MOST_HELD:
+            self.room += most
+        self.reserve -= most
+
+    def carry_out(self, end: int) -> None:
+        """The opcodes up to a place in what is at hand where one ends."""
+        while self.at < end:
+            code = self.data[self.at]
+            self.at += 1
+            self.room -= COSTS[code]
+            if handler := _TABLE[code]:
+                handler(self)
 
     def pop_mark(self) -> list[Any]:
         items = self.stack
@@ -167,6 +181,30 @@ class Machine(Input):
         else:
             self.room -= FAR_SLOT
             self.far[slot] = value
+
+    @property
+    def slot(self) -> int:
+        """The next one of the memo."""
+        return len(self.memo) + len(self.far) + self.forgotten - self.unset
+
+    def skip(self, count: int, kept: Mapping[int, Any]) -> bool:
+        """Sets so many slots of a memo that does not keep all, to what is `kept` by number from the next; False, and
+        sets none, where another of them is asked for again."""
+        asked, first = self.asked, self.slot
+        if asked is None or self.unset or not 0 < first + count <= len(asked):
+            return False
+        again = []
+        at = asked.find(1, first, first + count)
+        while at >= 0:
+            if at - first not in kept:
+                return False
+            again.append(at)
+            at = asked.find(1, at + 1, first + count)
+        for slot in again:
+            self.far[slot] = kept[slot - first]
+        self.forgotten += count - len(again)
+        self.room -= FAR_SLOT * len(again)
+        return True
 
     def get(self, slot: int) -> Any:
         """What lies in the slot; raises KeyError where it was never set."""
@@ -222,8 +260,6 @@ class Machine(Input):
             self.room -= len(made) * (PLACED if type(made) not in (str, bytes) else 1)
         elif type(made) is TensorInfo:
             self.room -= VIEW
-            if made.storage is not None:
-                self.hold(*TENSOR)
         return made
 
     def spread(self, items: list[Any]) -> list[Any]:

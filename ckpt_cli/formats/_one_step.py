@@ -1,5 +1,7 @@
 """The call that rebuilds a tensor, as Python's pickler writes it for torch.save, done in one step instead of thirty.
 
+By protocol 2, which torch.save asks for, or 4; of a parameter too.
+
 It does what its opcodes would do one by one, except that equal shapes and strides are one tuple, that the dictionary
 of hooks is made when it is asked for again, and that the tuple of arguments, which no pickler asks for again, is not
 made at all. Whatever is written in another way is left to the opcodes.
@@ -8,6 +10,7 @@ made at all. Whatever is written in another way is left to the opcodes.
 from __future__ import annotations
 
 import re
+from functools import cache
 from typing import TYPE_CHECKING
 
 from ckpt_cli.formats import _effects as do
@@ -18,26 +21,30 @@ if TYPE_CHECKING:
 
 # In the memo slots of what is not made.
 HOOKS, ARGUMENTS = object(), object()
-_REBUILD, _MAKER = "torch._utils._rebuild_tensor_v2", "collections.OrderedDict"
-_GET, _INT, _PUT = rb"(h.|j...[\0-\x7f])", rb"(?:K.|M..|J....)", rb"r(....)"
-_SIZES = rb"(?:\)|((?:%(int)s\x85|%(int)s{2}\x86|%(int)s{3}\x87|\(%(int)s{4,64}t))r(....))"
+_REBUILD, _PARAMETER = "torch._utils._rebuild_tensor_v2", "torch._utils._rebuild_parameter"
+_MAKER = "collections.OrderedDict"
+_GET, _INT = rb"(h.|j...[\0-\x7f])", rb"(?:K.|M..|J....)"
+_SIZES = rb"(?:\)|((?:%(int)s\x85|%(int)s{2}\x86|%(int)s{3}\x87|\(%(int)s{4,64}t))%(put)s)"
 # From the second mark on: the storage's id, offset, shape, stride, whether it requires a gradient, hooks.
-_CALL = re.compile(
-    (
-        rb"\(%(get)s%(get)s(?:%(get)s|X(.)\0\0\0([0-9]{1,20})%(put)s)%(get)s(%(int)s)(N?)t%(put)sQ(%(int)s)"
-        + _SIZES * 2
-        + rb"([\x88\x89])%(get)s\)R%(put)st%(put)sR%(put)s"
-    )
-    % {b"get": _GET, b"int": _INT, b"put": _PUT},
-    re.DOTALL,
+_CALL = (
+    rb"\(%(get)s%(get)s(?:%(get)s|%(text)s([0-9]{1,20})%(put)s)%(get)s(%(int)s)(N?)t%(put)sQ(%(int)s)"
+    + _SIZES * 2
+    + rb"([\x88\x89])%(get)s\)R%(put)st%(put)sR%(put)s"
 )
+# Behind a tensor that is a parameter's: whether it requires a gradient, hooks.
+_WRAP = rb"[\x88\x89]%(get)s\)R%(put)s\x87%(put)sR%(put)s"
+# A short text, and what puts away: in protocol 2, where slots have numbers, and 4, where they have none.
+_PROTOCOLS = ((rb"X(.)\0\0\0", rb"r(....)"), (rb"\x8c(.)", rb"\x94()"))
 _EACH = re.compile(_INT, re.DOTALL)
 # The operands of one byte.
 _SHORT = {bytes((code, number)): number for code in b"hK" for number in range(256)}
 # By how many slots: what numbers of 32 bits that follow each other are as one number, for each of the first and beside.
 _RUNS = [(sum(1 << 32 * n for n in range(count)), sum(n << 32 * n for n in range(count))) for count in range(8)]
-# What it is counted as besides the tensor: what stays in the memo, numbers, and the storage.
-_COST = 100 + do.STORAGE
+# What it takes to know a shape, at all and for each byte that it is written in: numbers, and what it is known by.
+NEW_SHAPE, PER_BYTE = 200, 20
+# What is taken by a tensor, its storage and the record of that, and by what stays of a parameter in the memo; what goes
+# before it is listed; what a tensor may take with its name, its place in a dict and in the listing.
+_TENSOR, _WRAPPED, _LET_GO, _MOST = 670, 30, 400, 1250
 
 
 def mark(machine: Machine) -> None:
@@ -51,9 +58,9 @@ def _rebuilt(machine: Machine) -> bool:
     callee, memo = machine.stack[-1] if machine.stack else None, machine.memo
     if type(callee) is not Global or callee.name != _REBUILD or _REBUILD not in machine.functions:
         return False
-    if machine.far or machine.forgotten:  # its memo is not numbered as it lies
+    if machine.far or machine.forgotten or machine.unset:  # its memo is not numbered as it lies
         return False
-    found = _CALL.match(machine.data, machine.at, machine.limit)
+    found = _pattern(_CALL, machine.memoizes).match(machine.data, machine.at, machine.limit)
     if found is None:
         return False
     (
@@ -61,26 +68,20 @@ def _rebuilt(machine: Machine) -> bool:
         stride_put, grad, hooks, hooks_put, args_put, put,
     ) = found.groups(b"")  # fmt: skip
     puts = b"".join((key_put, id_put, shape_put, stride_put, hooks_put, args_put, put))
-    steps, begin = _RUNS[len(puts) // 4]
     try:
-        maker, name = memo[_number(hooks)], key.decode() if key else memo[_number(same)]
+        name = key.decode() if key else memo[_number(same)]
         pid = memo[_number(word)], memo[_number(kind)], name, memo[_number(location)], _number(count)
     except IndexError:  # the opcodes will say which was never set
         return False
-    if (
-        int.from_bytes(puts, "little") != len(memo) * steps + begin
-        or (key and len(key) != length[0])
-        or type(maker) is not Global
-        or maker.name != _MAKER
-    ):
+    if (key and len(key) != length[0]) or not _fits(machine, hooks, puts):
         return False
-    machine.room -= _COST
+    machine.hold(_TENSOR, _MOST)
+    machine.let_go += _LET_GO
     at, machine.at = found.end(), found.start(11)  # where the id has been read, for what it is refused for
-    machine.stack.append((*pid, None) if none else pid)
-    do.persistent_id(machine)
-    held, sizes, strides = machine.stack.pop(), _tuple(machine, shape), _tuple(machine, stride)
+    held = machine.persistent((*pid, None) if none else pid)
+    sizes, strides = _tuple(machine, shape), _tuple(machine, stride)
     machine.at = at - 5  # where the function has been called
-    tensor = machine.call(callee, (held, _number(offset), sizes, strides, grad == b"\x88", None))
+    tensor = machine.functions[_REBUILD](held, _number(offset), sizes, strides, grad == b"\x88", None)
     machine.at, machine.stack[-1] = at, tensor
     if key:
         memo.append(name)
@@ -90,12 +91,43 @@ def _rebuilt(machine: Machine) -> bool:
     if stride:
         memo.append(strides)
     memo += HOOKS, ARGUMENTS, tensor
+    _wrap(machine)
     return True
+
+
+def _wrap(machine: Machine) -> None:
+    """Makes the tensor a parameter, which is all the same here, where that is what follows."""
+    callee = machine.stack[-2] if len(machine.stack) > 1 else None
+    if type(callee) is not Global or callee.name != _PARAMETER or _PARAMETER not in machine.functions:
+        return
+    found = _pattern(_WRAP, machine.memoizes).match(machine.data, machine.at, machine.limit)
+    if found is None or not _fits(machine, found[1], b"".join(found.groups()[1:])):
+        return
+    tensor = machine.stack.pop()
+    machine.at, machine.stack[-1] = found.end(), tensor
+    machine.memo += HOOKS, ARGUMENTS, tensor
+    machine.room -= _WRAPPED
+
+
+def _fits(machine: Machine, hooks: bytes, puts: bytes) -> bool:
+    """Whether the hooks are what makes a dictionary, and slots are set one after another."""
+    memo, slot, (steps, begin) = machine.memo, _number(hooks), _RUNS[len(puts) // 4]
+    maker = memo[slot] if slot < len(memo) else None
+    return (
+        int.from_bytes(puts, "little") == len(memo) * steps + begin and type(maker) is Global and maker.name == _MAKER
+    )
+
+
+@cache
+def _pattern(opcodes: bytes, memoizes: bool) -> re.Pattern[bytes]:
+    text, put = _PROTOCOLS[memoizes]
+    return re.compile(opcodes % {b"get": _GET, b"int": _INT, b"text": text, b"put": put}, re.DOTALL)
 
 
 def _tuple(machine: Machine, opcodes: bytes) -> tuple[int, ...]:
     made = machine.tuples.get(opcodes)
     if made is None:
+        machine.room -= NEW_SHAPE + PER_BYTE * len(opcodes)
         made = machine.tuples[opcodes] = tuple(map(_number, _EACH.findall(opcodes)))
     return made
 

@@ -30,8 +30,6 @@ _POP = 200
 # What a call makes: an object of a class that nobody knows, a value, one that was there before, what a tensor takes
 # more; a name; a slot far from all others.
 UNKNOWN, CALLED, RETURNED, VIEW, NEW_NAME, FAR_SLOT = 192, 100, 24, 60, 400, 120
-# What a tensor is counted as, with its place in the listing, at most and for each byte that it is written in.
-TENSOR = 800, 16
 
 _EFFECTS: dict[int, Callable[[Machine], None]] = {
     0x80: do.protocol,

@@ -9,10 +9,11 @@ what it would have built becomes an inert `Opaque`, which can be shown; one that
 from __future__ import annotations
 
 import struct
+from types import MappingProxyType
 
 from ckpt_cli.errors import CkptError
 from ckpt_cli.formats._inert import Malformed, room_of_a_file
-from ckpt_cli.formats._machine import Constants, Find, Functions, Loaded, Machine
+from ckpt_cli.formats._machine import Constants, Find, Functions, Loaded, Machine, Steps
 from ckpt_cli.formats._stream import Stream
 
 _MOST_SAID = 200
@@ -24,14 +25,16 @@ def load(
     functions: Functions,
     persistent: Find,
     room: int | None = None,
+    steps: Steps = MappingProxyType({}),
 ) -> Loaded:
     """Interprets one pickle that begins where the stream does.
 
     `constants` are names that stand for a value, `functions` names whose calls are carried out by ours;
-    `persistent` turns a persistent id into a value. `room` is what other pickles of the file have left. Raises
-    Malformed, or RunsCode at the first such name.
+    `persistent` turns a persistent id into a value. `room` is what other pickles of the file have left; `steps` make
+    objects all at once. Raises Malformed, or RunsCode at the first such name.
     """
-    machine = Machine(b"", constants, functions, persistent, 0, room_of_a_file() if room is None else room, stream)
+    room = room_of_a_file() if room is None else room
+    machine = Machine(b"", constants, functions, persistent, 0, room, stream, steps)
     try:
         return machine.run()
     except CkptError:
