@@ -15,6 +15,8 @@ from ckpt_cli.formats._dtypes import ITEMSIZE, STORAGE_DTYPE
 
 _STORAGE = {dtype: f"{name}Storage" for name, dtype in STORAGE_DTYPE.items()}
 _BATCH = 1000
+# What makes a tuple of so few items.
+_SHORT = b")", b"\x85", b"\x86", b"\x87"
 
 
 class Ordered(dict[Any, Any]):
@@ -66,7 +68,7 @@ def plain(value: Any) -> bytes:
 class _Writer:
     def __init__(self) -> None:
         self.out = bytearray()
-        self.globals: dict[_Global, int] = {}
+        self.words: dict[_Global | str, int] = {}
         self.containers: dict[int, int] = {}
         self.memo = 0
         # What is still to be written: bytes as they are, and values.
@@ -126,12 +128,15 @@ class _Writer:
         self.memo += 1
 
     def name(self, name: _Global) -> None:
-        if name in self.globals:
-            self.out += _get(self.globals[name])
+        self.word(name, f"c{name.module}\n{name.name}\n".encode())
+
+    def word(self, word: _Global | str, opcodes: bytes) -> None:
+        """What each tensor names, once."""
+        if word in self.words:
+            self.out += _get(self.words[word])
             return
-        self.out += f"c{name.module}\n{name.name}\n".encode()
-        self.globals[name] = self.memo
-        self.out += _put(self.memo)
+        self.words[word] = self.memo
+        self.out += opcodes + _put(self.memo)
         self.memo += 1
 
     def tensor(self, view: View) -> None:
@@ -141,13 +146,14 @@ class _Writer:
         count = view.elements * (1 if typed else ITEMSIZE[view.dtype])
         self.name(_Global("torch._utils", "_rebuild_tensor_v2" if typed else "_rebuild_tensor_v3"))
         self.out += b"(("
-        self.out += _text("storage")
+        self.word("storage", _text("storage"))
         self.name(kind)
-        for part in (str(view.key), "cpu", count):
-            self.out += _SCALARS[type(part)](part)
-        self.out += b"tQ" + _integer(view.offset)
+        self.out += _text(str(view.key))
+        self.word("cpu", _text("cpu"))
+        self.out += _integer(count) + b"tQ" + _integer(view.offset)
         for sizes in (view.shape, view.stride):
-            self.out += b"(" + b"".join(map(_integer, sizes)) + b"t"
+            numbers = b"".join(map(_integer, sizes))
+            self.out += numbers + _SHORT[len(sizes)] if len(sizes) < len(_SHORT) else b"(" + numbers + b"t"
         self.out += b"\x89"  # requires no gradient
         self.name(_ORDERED)
         self.out += b")R"  # and has no hooks

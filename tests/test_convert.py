@@ -565,6 +565,15 @@ def test_an_output_that_is_the_source(model: Path, call: Run) -> None:
     assert model.read_bytes() == before
 
 
+@pytest.mark.parametrize(
+    ("to", "name"), [("safetensors", "out.pt"), ("safetensors", "a.BIN"), ("pt", "out.safetensors")]
+)
+def test_an_output_named_as_what_it_is_not(to: str, name: str, model: Path, call: Run) -> None:
+    done = call("convert", model, "--to", to, "-o", model.with_name(name))
+    assert (done.code, done.out) == (2, "") and f"{name} is no name for what --to {to} writes" in done.err
+    assert not model.with_name(name).exists()
+
+
 def test_an_output_that_is_another_part(tree: Path, call: Run) -> None:
     """A checkpoint's meta and optimizer are as much its source as its model."""
     folder = tree / "base_checkpoints/d4"

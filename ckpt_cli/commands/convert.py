@@ -26,6 +26,9 @@ from ckpt_cli.writing import write
 
 app = options.new_app()
 _MOST_NAMED = 8
+# Suffixes by which other programs would take an output for what it is not.
+_TORCH = (".pt", ".pth", ".bin", ".ckpt")
+_FOREIGN = {"safetensors": _TORCH, "pt": (".safetensors",), "torchtune": (".safetensors",)}
 
 
 @app.command(short_help="Write the tensors in another format, or under other names.", epilog=options.EPILOG)
@@ -99,6 +102,10 @@ def _convert(query: Query, request: Request, output: str | None, force: bool, dr
         out.warning(said)
     parts = [part.path for part in checkpoint.parts if part.role != "export"] if checkpoint else []
     refuse_outputs([o.path for o in recipe.outputs], [*([query.file] if query.file else []), *parts], force)
+    if recipe.outputs[0].path.lower().endswith(_FOREIGN.get(request.to, ())):
+        name, other = os.path.basename(recipe.outputs[0].path), "pt" if request.to == "safetensors" else "safetensors"
+        what = f"{name} is no name for what --to {request.to} writes"
+        raise CkptError(what, f"--to {other}, or an OUT of another suffix")
     if not dry_run:
         with byte_bar(os.path.basename(recipe.outputs[0].path), recipe.work) as advance:
             write(recipe.outputs, force, advance)

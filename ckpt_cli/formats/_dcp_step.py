@@ -38,6 +38,8 @@ _ENTRY = re.compile(rb"%(state)s(?:%(get)s(?:%(properties)s|%(chunks)s|%(size)s)
 _EACH = re.compile(_INT, re.DOTALL)
 # Slots that an object and its state take; a text besides its letters.
 _OWN_SLOTS, _TEXT = 2, 46
+# What the path of a file takes besides the letters of its name.
+_PATH = 150
 # What it takes in memory to know an entry when it is met again, besides its opcodes.
 _TO_KNOW = 500
 # Values that are kept for when they are met again, as each shape and length is.
@@ -45,7 +47,7 @@ _MOST_VALUES = 1 << 14
 # What is taken by an object and what it stands for, by an entry and each of its chunks; what these may take with their
 # names and their places in a dict.
 _TAKES, _MOST = 220, 350
-_ENTRY_TAKES, _CHUNK_TAKES, _ENTRY_MOST, _CHUNK_MOST = 300, 150, 600, 300
+_ENTRY_TAKES, _CHUNK_TAKES, _ENTRY_MOST, _CHUNK_MOST = 100, 150, 600, 300
 
 
 class _Value(NamedTuple):
@@ -68,14 +70,18 @@ def steps() -> dict[str, Callable[[Machine], bool]]:
     and says whether it has made the object."""
     values: dict[bytes, _Value] = {}
     learnt: dict[bytes, _Alike] = {}
-    plain = "metadata.ChunkStorageMetadata", "metadata.MetadataIndex", "filesystem._StorageInfo"
+    plain = {"metadata.ChunkStorageMetadata": 0, "metadata.MetadataIndex": 0, "filesystem._StorageInfo": _PATH}
     return {
-        **{f"{module}.{name}": partial(_plain, values=values) for module in MODULES for name in plain},
+        **{
+            f"{module}.{name}": partial(_plain, values=values, per_text=per_text)
+            for module in MODULES
+            for name, per_text in plain.items()
+        },
         **{f"{module}.metadata.TensorStorageMetadata": partial(_entry, learnt=learnt) for module in MODULES},
     }
 
 
-def _plain(machine: Machine, values: dict[bytes, _Value]) -> bool:
+def _plain(machine: Machine, values: dict[bytes, _Value], per_text: int) -> bool:
     """Makes an object whose arguments, which are none, have been read; False where it is written in another way."""
     # Before slots are left out of the memo, one could still be set anew.
     found = _PLAIN.match(machine.data, machine.at, machine.limit) if machine.forgotten else None
@@ -93,6 +99,8 @@ def _plain(machine: Machine, values: dict[bytes, _Value]) -> bool:
         if value.slots:
             slots += value.slots
             kept[slots - 1] = value.made
+            if per_text and type(value.made) is str:
+                machine.room -= per_text + len(value.made)
     if not machine.skip(slots, kept):
         return False
     machine.at = found.end()

@@ -10,6 +10,7 @@ made at all. Whatever is written in another way is left to the opcodes.
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from functools import cache
 from typing import TYPE_CHECKING
 
@@ -21,20 +22,21 @@ if TYPE_CHECKING:
 
 # In the memo slots of what is not made.
 HOOKS, ARGUMENTS = object(), object()
-_REBUILD, _PARAMETER = "torch._utils._rebuild_tensor_v2", "torch._utils._rebuild_parameter"
-_MAKER = "collections.OrderedDict"
+# By the name of the function, whether it is told the dtype.
+_REBUILDS = {"torch._utils._rebuild_tensor_v2": False, "torch._utils._rebuild_tensor_v3": True}
+_PARAMETER, _MAKER = "torch._utils._rebuild_parameter", "collections.OrderedDict"
 _GET, _INT = rb"(h.|j...[\0-\x7f])", rb"(?:K.|M..|J....)"
 _SIZES = rb"(?:\)|((?:%(int)s\x85|%(int)s{2}\x86|%(int)s{3}\x87|\(%(int)s{4,64}t))%(put)s)"
-# From the second mark on: the storage's id, offset, shape, stride, whether it requires a gradient, hooks.
+# From the second mark on: the storage's id, offset, shape, stride, whether it requires a gradient, hooks, the dtype.
 _CALL = (
     rb"\(%(get)s%(get)s(?:%(get)s|%(text)s([0-9]{1,20})%(put)s)%(get)s(%(int)s)(N?)t%(put)sQ(%(int)s)"
     + _SIZES * 2
-    + rb"([\x88\x89])%(get)s\)R%(put)st%(put)sR%(put)s"
+    + rb"([\x88\x89])%(get)s\)R%(put)s%(get)s?t%(put)sR%(put)s"
 )
 # Behind a tensor that is a parameter's: whether it requires a gradient, hooks.
 _WRAP = rb"[\x88\x89]%(get)s\)R%(put)s\x87%(put)sR%(put)s"
-# A short text, and what puts away: in protocol 2, where slots have numbers, and 4, where they have none.
-_PROTOCOLS = ((rb"X(.)\0\0\0", rb"r(....)"), (rb"\x8c(.)", rb"\x94()"))
+# A short text, and what puts away: in protocol 2, where slots have numbers and need not be set, and in 4.
+_PROTOCOLS = ((rb"X(.)\0\0\0", rb"(?:r(....))?"), (rb"\x8c(.)", rb"(\x94)"))
 _EACH = re.compile(_INT, re.DOTALL)
 # The operands of one byte.
 _SHORT = {bytes((code, number)): number for code in b"hK" for number in range(256)}
@@ -56,7 +58,7 @@ def mark(machine: Machine) -> None:
 def _rebuilt(machine: Machine) -> bool:
     """Carries out the call whose first mark has been read; False where there is something else."""
     callee, memo = machine.stack[-1] if machine.stack else None, machine.memo
-    if type(callee) is not Global or callee.name != _REBUILD or _REBUILD not in machine.functions:
+    if type(callee) is not Global or callee.name not in _REBUILDS or callee.name not in machine.functions:
         return False
     if machine.far or machine.forgotten or machine.unset:  # its memo is not numbered as it lies
         return False
@@ -65,15 +67,16 @@ def _rebuilt(machine: Machine) -> bool:
         return False
     (
         word, kind, same, length, key, key_put, location, count, none, id_put, offset, shape, shape_put, stride,
-        stride_put, grad, hooks, hooks_put, args_put, put,
+        stride_put, grad, hooks, hooks_put, dtype, args_put, put,
     ) = found.groups(b"")  # fmt: skip
-    puts = b"".join((key_put, id_put, shape_put, stride_put, hooks_put, args_put, put))
+    puts = key_put, id_put, shape_put, stride_put, hooks_put, args_put, put
     try:
         name = key.decode() if key else memo[_number(same)]
         pid = memo[_number(word)], memo[_number(kind)], name, memo[_number(location)], _number(count)
+        told = (memo[_number(dtype)],) if dtype else ()
     except IndexError:  # the opcodes will say which was never set
         return False
-    if (key and len(key) != length[0]) or not _fits(machine, hooks, puts):
+    if (key and len(key) != length[0]) or not _fits(machine, hooks, puts) or bool(dtype) is not _REBUILDS[callee.name]:
         return False
     machine.hold(_TENSOR, _MOST)
     machine.let_go += _LET_GO
@@ -81,16 +84,10 @@ def _rebuilt(machine: Machine) -> bool:
     held = machine.persistent((*pid, None) if none else pid)
     sizes, strides = _tuple(machine, shape), _tuple(machine, stride)
     machine.at = at - 5  # where the function has been called
-    tensor = machine.functions[_REBUILD](held, _number(offset), sizes, strides, grad == b"\x88", None)
+    tensor = machine.functions[callee.name](held, _number(offset), sizes, strides, grad == b"\x88", None, *told)
     machine.at, machine.stack[-1] = at, tensor
-    if key:
-        memo.append(name)
-    memo.append(held)
-    if shape:
-        memo.append(sizes)
-    if stride:
-        memo.append(strides)
-    memo += HOOKS, ARGUMENTS, tensor
+    made = name, held, sizes, strides, HOOKS, ARGUMENTS, tensor
+    memo += [value for value, put in zip(made, puts) if put]
     _wrap(machine)
     return True
 
@@ -101,21 +98,24 @@ def _wrap(machine: Machine) -> None:
     if type(callee) is not Global or callee.name != _PARAMETER or _PARAMETER not in machine.functions:
         return
     found = _pattern(_WRAP, machine.memoizes).match(machine.data, machine.at, machine.limit)
-    if found is None or not _fits(machine, found[1], b"".join(found.groups()[1:])):
+    if found is None:
+        return
+    hooks, *puts = found.groups(b"")
+    if not _fits(machine, hooks, puts):
         return
     tensor = machine.stack.pop()
     machine.at, machine.stack[-1] = found.end(), tensor
-    machine.memo += HOOKS, ARGUMENTS, tensor
+    machine.memo += [value for value, put in zip((HOOKS, ARGUMENTS, tensor), puts) if put]
     machine.room -= _WRAPPED
 
 
-def _fits(machine: Machine, hooks: bytes, puts: bytes) -> bool:
+def _fits(machine: Machine, hooks: bytes, puts: Sequence[bytes]) -> bool:
     """Whether the hooks are what makes a dictionary, and slots are set one after another."""
-    memo, slot, (steps, begin) = machine.memo, _number(hooks), _RUNS[len(puts) // 4]
+    memo, slot, numbers = machine.memo, _number(hooks), b"".join(puts)
     maker = memo[slot] if slot < len(memo) else None
-    return (
-        int.from_bytes(puts, "little") == len(memo) * steps + begin and type(maker) is Global and maker.name == _MAKER
-    )
+    steps, begin = _RUNS[len(numbers) // 4]
+    numbered = machine.memoizes or int.from_bytes(numbers, "little") == len(memo) * steps + begin
+    return numbered and type(maker) is Global and maker.name == _MAKER
 
 
 @cache
