@@ -228,7 +228,11 @@ def put_text(machine: Machine) -> None:
 
 
 def memoize(machine: Machine) -> None:
-    slot, asked = machine.slot, machine.asked
+    asked = machine.asked
+    if asked is None and not machine.unset and not machine.far:  # as of most files: the next place
+        machine.memo.append(machine.stack[-1])
+        return
+    slot = machine.slot
     if asked is None or slot >= len(asked) or asked[slot]:
         machine.put(slot)
     else:

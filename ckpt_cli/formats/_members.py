@@ -50,6 +50,8 @@ def _is_mixed(value: dict[str, Any]) -> bool:
 
 def weight_of(value: Any) -> int:
     """About how many characters it takes to write the value."""
+    if value is None:
+        return 1
     if type(value) is int:
         return value.bit_length() // 3
     if isinstance(value, str):

@@ -171,22 +171,22 @@ def size_of(value: Any, shared: Set[int], length: int, levels: int = _MAX_LEVELS
         members = ((6, child) for child in value)
     found, characters = 0, 0
     for width, child in members:
-        inner: Size | None = Size(1, length + width + 1)
+        below = length + width + 1
         kind = type(child)
         if kind in _LEAVES or (kind in _NESTED and not child):
-            characters += weight_of(child)
+            found += 1
+            characters += below + weight_of(child)
         elif kind not in _NESTED or id(child) in shared:
             return None
         elif kind is tuple and all_scalars(child):
-            characters += weight_of(child)
-        elif levels:
-            inner = size_of(child, shared, length + width + 1, levels - 1)
+            found += 1
+            characters += below + weight_of(child)
         else:
-            return None
-        if inner is None:
-            return None
-        found += inner.total
-        characters += inner.characters
+            inner = size_of(child, shared, below, levels - 1) if levels else None
+            if inner is None:
+                return None
+            found += inner.total
+            characters += inner.characters
     return Size(found, characters)
 
 
