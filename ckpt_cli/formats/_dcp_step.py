@@ -37,7 +37,7 @@ _PLAIN = re.compile(rb"%(state)s(%(get)s)%(value)s(%(get)s)%(value)s(?:(%(get)s)
 _ENTRY = re.compile(rb"%(state)s(?:%(get)s(?:%(properties)s|%(chunks)s|%(size)s)){3}ub" % _PARTS, re.DOTALL)
 _EACH = re.compile(_INT, re.DOTALL)
 # Slots that an object and its state take; a text besides its letters.
-_OWN_SLOTS, _TEXT = 2, 46
+_OWN_SLOTS, _TEXT = 2, 54
 # What the path of a file takes besides the letters of its name.
 _PATH = 150
 # What it takes in memory to know an entry when it is met again, besides its opcodes.

@@ -250,7 +250,7 @@ _ROOM = 37 << 20
 _SHARED: ContextVar[list[int] | None] = ContextVar("_SHARED", default=None)
 # A text in a vocabulary of some hundred thousands, which is what people save of texts, gets more: so much in all, and
 # for each byte of a pickle beyond the first million.
-_PER_TEXT, _MOST_FOR_TEXTS, _SMALL, _PER_BYTE = 80, 12 << 20, 1 << 20, 80
+_PER_TEXT, _MOST_FOR_TEXTS, _SMALL, _PER_BYTE = 80, 14 << 20, 1 << 20, 80
 
 
 def room_of_a_file() -> int:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 # What things take in memory in bytes, in Python 3.11 for machines of 64 bits: an empty list, dict or set, a text
 # besides its characters, a number, and a place on the stack, which no opcode is counted as less than, so that this
 # bounds the time too.
-_LIST, _DICT, _SET, _TEXT = 56, 64, 216, 46
+_LIST, _DICT, _SET, _TEXT = 56, 64, 216, 54
 _NUMBER, _PLACE = do.NUMBER, do.PLACE
 # What a mark takes until it is met.
 MARK = _LIST + _PLACE
