@@ -230,7 +230,7 @@ def put_text(machine: Machine) -> None:
 def memoize(machine: Machine) -> None:
     asked = machine.asked
     if asked is None and not machine.unset and not machine.far:  # as of most files: the next place
-        machine.memo.append(machine.stack[-1])
+        machine.put(len(machine.memo))
         return
     slot = machine.slot
     if asked is None or slot >= len(asked) or asked[slot]:

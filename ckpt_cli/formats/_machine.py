@@ -167,6 +167,9 @@ class Machine(Input):
 
     def put(self, slot: int) -> None:
         value, memo = self.stack[-1], self.memo
+        if slot == len(memo) > 1 and not (self.far or self.forgotten):  # as nearly always
+            memo.append(value)
+            return
         if self.forgotten and slot != len(memo) + len(self.far) + self.forgotten - self.unset:
             raise Malformed(f"its pickle numbers its memo in two ways, by byte {self.place}")
         if slot == 1 and not memo:  # Python 2 counts them from 1
