@@ -93,7 +93,7 @@ LARGE: dict[str, Callable[[], object]] = {
     "indices": lambda: {"sampler": list(range(1_000_000))},
     "a vocabulary": lambda: {"vocabulary": {f"token{n}": n for n in range(250_000)}},
     "pieces of words": lambda: {f"\u2581{chr(0x4E00 + n % 20_000)}{n}": n for n in range(262_144)},
-    "words both ways": lambda: {"of": (words := [f"w{n}" for n in range(400_000)]), "to": dict.fromkeys(words, 7)},
+    "words both ways": lambda: {"of": (words := [f"w{n}" for n in range(280_000)]), "to": dict.fromkeys(words, 7)},
     "states": lambda: {n: {"step": torch.tensor(1.0), "exp_avg": torch.zeros(2)} for n in range(20_000)},
     "a flat optimizer": lambda: {f"state.{n}.exp_avg": torch.zeros(2) for n in range(40_000)},
     "a log": lambda: [{"loss": n / 7, "step": n, "lr": 0.1, "epoch": n / 100} for n in range(60_000)],

@@ -47,7 +47,7 @@ _MOST_VALUES = 1 << 14
 # What is taken by an object and what it stands for, by an entry and each of its chunks; what these may take with their
 # names and their places in a dict.
 _TAKES, _MOST = 220, 350
-_ENTRY_TAKES, _CHUNK_TAKES, _ENTRY_MOST, _CHUNK_MOST = 100, 150, 600, 300
+_ENTRY_TAKES, _CHUNK_TAKES, _ENTRY_MOST, _CHUNK_MOST = 100, 150, 400, 300
 
 
 class _Value(NamedTuple):
@@ -174,7 +174,6 @@ def _value(machine: Machine, text: bytes, values: dict[bytes, _Value]) -> _Value
             return None
         made, slots, known = text[2:-1].decode(), 1, False
         machine.room -= len(text) + _TEXT
-        machine.texts += 1
     else:
         made, slots = None if code == b"N" else _number(text), 0
     value = _Value(made, slots)

@@ -47,12 +47,15 @@ def _set_items(machine: Machine, target: Any, items: list[Any]) -> None:
     count = len(items) // 2
     machine.room += len(items) * PLACE
     machine.room -= count * _ENTRY if store else _FIRST_ENTRIES + max(0, count - _FIRST) * _ENTRY
+    before, words = len(store), count
     for index in range(0, len(items), 2):
         key = items[index]
         if type(key) is not str:
             key = checked_key(key)
             machine.room -= TUPLE
+            words -= 1
         store[key] = items[index + 1]
+    machine.meet_words(min(words, len(store) - before))
 
 
 def append(machine: Machine, items: list[Any]) -> None:

@@ -248,9 +248,6 @@ MEMORY = "CKPT_MEMORY"
 # Bytes that what is no tensor may take in memory in any file, to be read and listed.
 _ROOM = 37 << 20
 _SHARED: ContextVar[list[int] | None] = ContextVar("_SHARED", default=None)
-# A text in a vocabulary of some hundred thousands, which is what people save of texts, gets more: so much in all, and
-# for each byte of a pickle beyond the first million.
-_PER_TEXT, _MOST_FOR_TEXTS, _SMALL, _PER_BYTE = 80, 14 << 20, 1 << 20, 80
 
 
 def room_of_a_file() -> int:
@@ -273,11 +270,6 @@ def leave(room: int) -> None:
     """Says how much a file has left of its room to those that share it."""
     if shared := _SHARED.get():
         shared[0] = min(shared[0], max(0, room))
-
-
-def room_for(texts: int, size: int) -> int:
-    """Bytes more for so many texts in a pickle of `size` bytes."""
-    return min(_PER_TEXT * texts, _MOST_FOR_TEXTS, _PER_BYTE * max(0, size - _SMALL))
 
 
 def _granted() -> int:

@@ -40,7 +40,6 @@ def text(width: int, encoding: str = "utf-8") -> Callable[[Machine], None]:
             return
         made = machine.take(count).decode(encoding, "surrogatepass")
         machine.room -= count if made.isascii() else made.__sizeof__() - _ASCII
-        machine.texts += 1
         machine.stack.append(made)
 
     return handler

@@ -17,7 +17,6 @@ from ckpt_cli.formats._inert import (
     Ordered,
     RunsCode,
     length_of,
-    room_for,
     spread,
 )
 from ckpt_cli.formats._input import Input
@@ -44,6 +43,8 @@ _TABLE = [*TABLE]
 _TABLE[0x28] = mark  # of a tensor all at once
 # Bytes of memory that are left for other contents where tensors take all the rest; what tensors may take at most.
 _FOR_OTHERS, _MOST_HELD = 4 << 20, 160 << 20
+# What a word with its value may take, of so many.
+_WORD, _MOST_WORDS = 175, 265_000
 # In a memo slot that was left out.
 _UNSET = object()
 
@@ -92,7 +93,7 @@ class Machine(Input):
         self.globals: dict[str, Global] = {}
         self.names: dict[str, None] = {}
         self.room = room
-        self.texts = self.granted = 0
+        self.words = 0
         self.reserve = room - _FOR_OTHERS
         self.let_go = 0
         self.memoizes = False
@@ -108,9 +109,8 @@ class Machine(Input):
             self.at += 1
             self.room -= costs[code]
             if self.room < 0:
-                self.earn()
+                raise Costly(f", by byte {self.place}")
             if code == 0x2E:  # STOP
-                self.earn()
                 return Loaded(self.stack[-1], list(self.names), self.place, self.room + self.let_go, self.shared)
             if code == 0x95:  # FRAME
                 self.begin_frame()
@@ -131,14 +131,6 @@ class Machine(Input):
         self.room -= len(text)
         return text
 
-    def earn(self) -> None:
-        """Grants what texts get so far; raises Malformed where it is too little."""
-        earned = room_for(self.texts, self.end - self.start)
-        self.room += earned - self.granted
-        self.granted = earned
-        if self.room < 0:
-            raise Costly(f", by byte {self.place}")
-
     def hold(self, taken: int, most: int) -> None:
         """Counts a tensor, or a part of an index, that was read in one step, as picklers write it.
 
@@ -149,6 +141,12 @@ class Machine(Input):
         if self.reserve <= 0 < self.reserve + _MOST_HELD:
             self.room += most
         self.reserve -= most
+
+    def meet_words(self, count: int) -> None:
+        """Grants the same to new keys of a dict, which are the words of a vocabulary, up to as many as people save."""
+        count = min(count, _MOST_WORDS - self.words)
+        self.words += count
+        self.hold(0, count * _WORD)
 
     def carry_out(self, end: int) -> None:
         """The opcodes up to a place in what is at hand where one ends."""
@@ -272,5 +270,5 @@ class Machine(Input):
             return items
         self.room -= NUMBER * count
         if self.room < 0:
-            self.earn()
+            raise Costly(f", by byte {self.place}")
         return list(spread(items))

@@ -45,8 +45,8 @@ _RUNS = [(sum(1 << 32 * n for n in range(count)), sum(n << 32 * n for n in range
 # What it takes to know a shape, at all and for each byte that it is written in: numbers, and what it is known by.
 NEW_SHAPE, PER_BYTE = 200, 20
 # What is taken by a tensor, its storage and the record of that, and by what stays of a parameter in the memo; what goes
-# before it is listed; what a tensor may take with its name, its place in a dict and in the listing.
-_TENSOR, _WRAPPED, _LET_GO, _MOST = 670, 30, 400, 1250
+# before it is listed; what a tensor may take with its places in a dict and in the listing.
+_TENSOR, _WRAPPED, _LET_GO, _MOST = 670, 30, 400, 1075
 
 
 def mark(machine: Machine) -> None:
