@@ -391,8 +391,10 @@ def _costly() -> Rows:
     for label, stream in {
         "spelt_between_lists": written_tensors(28_000, b"]" * 20), "spelt_then_lists": written_tensors(28_000) + lists + b"\x86",
         "spelt_between_nothing": written_tensors(28_000, b"N" * 120), "spelt_of_many_dims": written_tensors(9_000, wide=True),
+        "words_then_lists": b"}(" + b"".join(b"\x8c\6%06dN" % n for n in range(180_000)) + b"u" + lists + b"\x86",
+        "texts_of_wide_letters": b"](" + text("\u4e00\u4e01") * 500_000 + b"e",
     }.items():  # fmt: skip
-        yield label, torch_file(stream), "tensors as torch spells them, and what is not", "refused"
+        yield label, torch_file(stream), "what a file may hold much of, and what it may not", "refused"
     for label in ("objects_many", "tied_to_long", "large_dicts"):
         yield f"{label}_legacy", legacy_file(refused[label]), "the same without a zip archive", "refused"
     for label in ("tuples_as_keys", "nones_million", "dup"):
