@@ -41,8 +41,8 @@ Steps = Mapping[str, Callable[["Machine"], bool]]
 MAX_ITEMS = 2_000_000
 _TABLE = [*TABLE]
 _TABLE[0x28] = mark  # of a tensor all at once
-# Bytes of memory that are left for other contents where tensors take all the rest; what tensors may take at most.
-_FOR_OTHERS, _MOST_HELD = 4 << 20, 160 << 20
+# Bytes of memory that tensors take of the room of a file, which leaves some for the rest; what they may take beyond.
+_WITHIN, _MOST_HELD = 33 << 20, 160 << 20
 # What a word with its value may take, of so many.
 _WORD, _MOST_WORDS = 175, 265_000
 # In a memo slot that was left out.
@@ -94,7 +94,7 @@ class Machine(Input):
         self.names: dict[str, None] = {}
         self.room = room
         self.words = 0
-        self.reserve = room - _FOR_OTHERS
+        self.reserve = _WITHIN
         self.let_go = 0
         self.memoizes = False
         self.shared: set[int] = set()
