@@ -16,6 +16,7 @@ from ckpt_cli.formats._dcp_classes import MODULES, Tensor
 from ckpt_cli.formats._effects import FAULT
 from ckpt_cli.formats._inert import Global, Known, Malformed
 from ckpt_cli.formats._one_step import NEW_SHAPE, PER_BYTE
+from ckpt_cli.formats._opcodes import TEXT
 
 if TYPE_CHECKING:
     from ckpt_cli.formats._machine import Machine
@@ -36,8 +37,8 @@ _PARTS[b"value"] = rb"(%(size)s|%(int)s|%(text)s|N)" % _PARTS
 _PLAIN = re.compile(rb"%(state)s(%(get)s)%(value)s(%(get)s)%(value)s(?:(%(get)s)%(value)s)?ub" % _PARTS, re.DOTALL)
 _ENTRY = re.compile(rb"%(state)s(?:%(get)s(?:%(properties)s|%(chunks)s|%(size)s)){3}ub" % _PARTS, re.DOTALL)
 _EACH = re.compile(_INT, re.DOTALL)
-# Slots that an object and its state take; a text besides its letters.
-_OWN_SLOTS, _TEXT = 2, 54
+# Slots that an object and its state take.
+_OWN_SLOTS = 2
 # What the path of a file takes besides the letters of its name.
 _PATH = 150
 # What it takes in memory to know an entry when it is met again, besides its opcodes.
@@ -173,7 +174,7 @@ def _value(machine: Machine, text: bytes, values: dict[bytes, _Value]) -> _Value
         if text[1] != len(text) - 3:
             return None
         made, slots, known = text[2:-1].decode(), 1, False
-        machine.room -= len(text) + _TEXT
+        machine.room -= len(text) + TEXT
     else:
         made, slots = None if code == b"N" else _number(text), 0
     value = _Value(made, slots)

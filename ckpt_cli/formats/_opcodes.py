@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 # What things take in memory in bytes, in Python 3.11 for machines of 64 bits: an empty list, dict or set, a text
 # besides its characters, a number, and a place on the stack, which no opcode is counted as less than, so that this
 # bounds the time too.
-_LIST, _DICT, _SET, _TEXT = 56, 64, 216, 54
+_LIST, _DICT, _SET, TEXT = 56, 64, 216, 54
 _NUMBER, _PLACE = do.NUMBER, do.PLACE
 # What a mark takes until it is met.
 MARK = _LIST + _PLACE
@@ -106,7 +106,7 @@ _COSTS: dict[int, int] = {
     **dict.fromkeys(b"\x7d\x64", _DICT),
     **dict.fromkeys(b"\x8f\x91", _SET),
     **dict.fromkeys(b"\x74\x85\x86\x87", TUPLE),
-    **dict.fromkeys(b"STUVXBC\x8c\x8d\x8e\x96", _TEXT),
+    **dict.fromkeys(b"STUVXBC\x8c\x8d\x8e\x96", TEXT),
     **dict.fromkeys(b"FGILJM\x8a\x8b", _NUMBER),
     0x51: do.STORAGE,
 }
