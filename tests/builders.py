@@ -253,23 +253,28 @@ def slot(dtype: str = "U8", shape: Sequence[Any] = (1,), begin: Any = 0, end: An
     return {"dtype": dtype, "shape": list(shape), "data_offsets": [begin, end], **more}
 
 
-def written_tensors(count: int, between: bytes = b"", wide: bool = False) -> bytes:
+def written_tensors(count: int, between: bytes = b"", wide: bool = False, own: bool = False) -> bytes:
     """A list of so many tensors, each spelt as torch.save spells it, and of what is between them; of 60 dimensions, and
-    no two of one shape, where they are `wide`."""
+    no two of one shape, where they are `wide`. All are views of storage 0; where each has its `own`, that is the one of
+    its number."""
     words = b"".join(text(word) + put(slot) + b"0" for slot, word in enumerate(("storage", "0", "cpu")))
     names = ("torch", "FloatStorage"), ("collections", "OrderedDict"), ("torch._utils", "_rebuild_tensor_v2")
     words += b"".join(name(*parts) + put(slot) + b"0" for slot, parts in enumerate(names, 3))
 
-    def each(slot: int) -> bytes:
-        puts = (b"r" + (slot + more).to_bytes(4, "little") for more in range(6))
+    slots = 6 + own
+
+    def each(number: int) -> bytes:
+        slot = 6 + slots * number
+        puts = (b"r" + (slot + more).to_bytes(4, "little") for more in range(slots))
         shape, stride = b"K\4\x85", b"K\1\x85"
         if wide:
             stride = b"(" + (b"J" + slot.to_bytes(4, "little")) * 60 + b"t"
             shape = b"(K\0" + stride[6:]
-        call = b"h\5((h\0h\3h\1h\2K\x10t%bQK\0" + shape + b"%b" + stride + b"%b\x89h\4)R%bt%bR%b"
+        key = text(str(number)) + b"%b" if own else b"h\1"
+        call = b"h\5((h\0h\3" + key + b"h\2K\x10t%bQK\0" + shape + b"%b" + stride + b"%b\x89h\4)R%bt%bR%b"
         return b"".join(piece for pair in zip(call.split(b"%b"), (*puts, between)) for piece in pair)
 
-    return words + list_of(*map(each, range(6, 6 + 6 * count, 6)))
+    return words + list_of(*map(each, range(count)))
 
 
 # --- indexes of distributed checkpoints

@@ -395,6 +395,16 @@ def _costly() -> Rows:
         "texts_of_wide_letters": b"](" + text("\u4e00\u4e01") * 500_000 + b"e",
     }.items():  # fmt: skip
         yield label, torch_file(stream), "what a file may hold much of, and what it may not", "refused"
+    yield "views_packed", torch_file(written_tensors(100_000), deflated=True), "100,000 views of 64 bytes", "refused"
+    own = {
+        "spelt_own_between_lists": written_tensors(27_000, b"]" * 20, own=True),
+        "spelt_own_then_lists": written_tensors(27_000, own=True) + lists + b"\x86",
+    }
+    records = {f"data/{n}": bytes(64) for n in range(27_000)}
+    for label, stream in own.items():
+        packed = zip_file(torch_entries(pickled(stream), records))
+        yield label, packed, "tensors of bytes of their own, and what a file may not hold much of", "refused"
+        yield f"{label}_legacy", legacy_file(stream), "the same without a zip archive", "refused"
     for label in ("objects_many", "tied_to_long", "large_dicts"):
         yield f"{label}_legacy", legacy_file(refused[label]), "the same without a zip archive", "refused"
     for label in ("tuples_as_keys", "nones_million", "dup"):

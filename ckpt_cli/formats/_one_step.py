@@ -15,7 +15,7 @@ from functools import cache
 from typing import TYPE_CHECKING
 
 from ckpt_cli.formats import _effects as do
-from ckpt_cli.formats._inert import Global
+from ckpt_cli.formats._inert import Global, Held
 
 if TYPE_CHECKING:
     from ckpt_cli.formats._machine import Machine
@@ -44,9 +44,11 @@ _SHORT = {bytes((code, number)): number for code in b"hK" for number in range(25
 _RUNS = [(sum(1 << 32 * n for n in range(count)), sum(n << 32 * n for n in range(count))) for count in range(8)]
 # What it takes to know a shape, at all and for each byte that it is written in: numbers, and what it is known by.
 NEW_SHAPE, PER_BYTE = 200, 20
-# What is taken by a tensor, its storage and the record of that, and by what stays of a parameter in the memo; what goes
-# before it is listed; what a tensor may take with its places in a dict and in the listing.
-_TENSOR, _WRAPPED, _LET_GO, _MOST = 670, 30, 400, 1075
+# What is taken by a tensor, its storage and the record of that, by one more tensor of a storage, and by what stays of a
+# parameter in the memo; what of the first two goes before they are listed; what a tensor may take with its places in a
+# dict and in the listing, if it has bytes of its own: views of a few bytes make no file large.
+_TENSOR, _VIEW, _WRAPPED = 670, 280, 30
+_LET_GO, _VIEW_LET_GO, _MOST = 400, 240, 1075
 
 
 def mark(machine: Machine) -> None:
@@ -78,10 +80,9 @@ def _rebuilt(machine: Machine) -> bool:
         return False
     if (key and len(key) != length[0]) or not _fits(machine, hooks, puts) or bool(dtype) is not _REBUILDS[callee.name]:
         return False
-    machine.hold(_TENSOR, _MOST)
-    machine.let_go += _LET_GO
     at, machine.at = found.end(), found.start(11)  # where the id has been read, for what it is refused for
     held = machine.persistent((*pid, None) if none else pid)
+    _count(machine, held)
     sizes, strides = _tuple(machine, shape), _tuple(machine, stride)
     machine.at = at - 5  # where the function has been called
     tensor = machine.functions[callee.name](held, _number(offset), sizes, strides, grad == b"\x88", None, *told)
@@ -90,6 +91,17 @@ def _rebuilt(machine: Machine) -> bool:
     memo += [value for value, put in zip(made, puts) if put]
     _wrap(machine)
     return True
+
+
+def _count(machine: Machine, held: Held) -> None:
+    """What a tensor takes."""
+    if held.met:
+        machine.room -= _VIEW
+        machine.let_go += _VIEW_LET_GO
+    else:
+        machine.hold(_TENSOR, _MOST)
+        machine.let_go += _LET_GO
+        held.met = True
 
 
 def _wrap(machine: Machine) -> None:
