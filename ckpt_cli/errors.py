@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+# Kinds of what was not looked into, and may be whole.
+NOT_LOOKED_INTO = ("unreadable-part", "too-costly")
+
 
 class CkptError(Exception):
     """A wrong call or an unusable input (exit 2); the children below carry the other exit codes.

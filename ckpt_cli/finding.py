@@ -14,7 +14,7 @@ from typing import Any
 
 from ckpt_cli.checkpoint import Checkpoint
 from ckpt_cli.discover import MAX_DEPTH, discover
-from ckpt_cli.errors import CkptError, Damaged, NotFound, counted
+from ckpt_cli.errors import NOT_LOOKED_INTO, CkptError, Damaged, NotFound, counted
 from ckpt_cli.integrity import Job, check_file
 from ckpt_cli.layouts import read_json
 from ckpt_cli.query import listing
@@ -26,7 +26,7 @@ from ckpt_cli.verify import REMARKS
 
 _MODEL = re.compile(r"model_([0-9]+)\.pt")
 _SHARD = re.compile(r"optim_([0-9]+)_rank(0|[1-9][0-9]*)\.pt")
-_NO_DAMAGE = ("not-a-checkpoint", "runs-code", "too-costly", "unreadable-part")
+_NO_DAMAGE = ("not-a-checkpoint", "runs-code", *NOT_LOOKED_INTO)
 # More threads than these read a file no faster.
 _LANES = 4
 # How many of a run's steps or ranks a message names.
@@ -154,6 +154,8 @@ def metadata_at(path: str) -> dict[str, Any]:
     try:
         meta = read_json(path)
     except CkptError as error:
+        if error.kind in NOT_LOOKED_INTO:
+            raise
         raise Damaged(
             error.message, f"`ckpt verify {quote(path)}` looks at all of it", path, kind="bad-meta"
         ) from error

@@ -14,7 +14,7 @@ from ckpt_cli.checkpoint import Checkpoint, Problem, TensorFile
 from ckpt_cli.contents import read_files
 from ckpt_cli.described import base_metadata, model_paths
 from ckpt_cli.discover import SOURCES
-from ckpt_cli.errors import CkptError, Damaged, Refused
+from ckpt_cli.errors import NOT_LOOKED_INTO, CkptError, Damaged, Refused
 from ckpt_cli.maps import naming_of
 from ckpt_cli.migrations import MISSING, Subject, beyond, findings, unseen
 from ckpt_cli.origin import unwrapped
@@ -281,11 +281,13 @@ def _shapes(checkpoint: Checkpoint | None, document: Document, forced: bool) -> 
 
 def _lost(checkpoint: Checkpoint) -> Problem | None:
     """What of the model is not there: fewer tensors would look like fewer layers."""
+    indexes = {part.path for part in checkpoint.having("index")}
     return next(
         (
             problem
             for problem in checkpoint.problems
             if problem.code in ("bad-index", "unfinished")
+            or (problem.code in NOT_LOOKED_INTO and problem.path in indexes)
             or (problem.code == "missing-part" and problem.detail.startswith(_OF_THE_MODEL))
         ),
         None,

@@ -13,13 +13,10 @@ from os.path import dirname
 
 from ckpt_cli.budget import Budget, affordable, by_worth
 from ckpt_cli.checkpoint import Checkpoint, Part, Problem, State, by_age, in_order, is_complete
-from ckpt_cli.errors import CkptError, Refused
+from ckpt_cli.errors import NOT_LOOKED_INTO, CkptError, Refused
 from ckpt_cli.guards import Reasons, guarded, homes_of, needed_by, place_of
 from ckpt_cli.plans import Gone, Ignored, Kept, Plan, Rules, Run, RunPlan
 from ckpt_cli.policies import Policy
-
-# What was not looked into, and may be whole.
-_UNREAD = ("unreadable-part", "too-costly")
 
 
 def make_plan(
@@ -160,7 +157,7 @@ def _may_go(checkpoint: Checkpoint, rules: Rules) -> bool:
     the way. It goes with its whole run only.
     """
     if checkpoint.state == "incomplete" and rules.incomplete and not rules.whole_run:
-        unread = {problem.path for problem in checkpoint.problems if problem.code in _UNREAD}
+        unread = {problem.path for problem in checkpoint.problems if problem.code in NOT_LOOKED_INTO}
         return not any(part.path in unread for part in checkpoint.parts)
     return is_complete(checkpoint) or (checkpoint.state == "incomplete" and rules.whole_run)
 

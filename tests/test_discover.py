@@ -246,6 +246,49 @@ def test_unreadable_directory_is_a_warning(tmp_path: Path, monkeypatch: pytest.M
     assert len(result.warnings) == 1 and "Permission denied" in result.warnings[0]
 
 
+UNREADABLE = {
+    "nanochat": ([*step("d12", "000100")], "d12/meta_000100.json"),
+    "trainer": (
+        ["out/checkpoint-5/config.json", "out/checkpoint-5/model.safetensors", "out/checkpoint-5/trainer_state.json"],
+        "out/checkpoint-5/trainer_state.json",
+    ),
+    "shards": (
+        ["hub/config.json", "hub/model-00001-of-00001.safetensors", "hub/model.safetensors.index.json"],
+        "hub/model.safetensors.index.json",
+    ),
+    "components": (
+        ["pipe/model_index.json", "pipe/unet/config.json", "pipe/unet/model.safetensors"],
+        "pipe/model_index.json",
+    ),
+    "torchtune": (
+        ["out/epoch_0/ft-model-00001-of-00001.safetensors", "out/epoch_0/model.safetensors.index.json"],
+        "out/epoch_0/model.safetensors.index.json",
+    ),
+    "distributed": (["run/step-5/.metadata", "run/step-5/__0_0.distcp"], "run/step-5/.metadata"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("names", "closed"), UNREADABLE.values(), ids=UNREADABLE)
+def test_what_may_not_be_read_is_not_called_garbled(
+    names: list[str], closed: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may be whole, so that `prune --incomplete` leaves it; the errno is injected, for root may read everything."""
+    write(tmp_path, *names)
+    (garbled,) = discover(str(tmp_path)).checkpoints
+    real = os.open
+
+    def opened(path: str, flags: int, *more: int, **named: int) -> int:
+        if str(path).endswith(closed):
+            raise PermissionError(13, "Permission denied", path)
+        return real(path, flags, *more, **named)
+
+    monkeypatch.setattr(os, "open", opened)
+    (only,) = discover(str(tmp_path)).checkpoints
+    said = [(problem.code, problem.path) for problem in only.problems if problem.path.endswith(closed)]
+    assert said == [("unreadable-part", str(tmp_path / closed))] and only.state == "incomplete"
+    assert (closed, "unreadable-part") not in [(problem.path, problem.code) for problem in garbled.problems]
+
+
 def test_file_that_vanishes_while_scanning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A trainer may rotate files between readdir and stat."""
     write(tmp_path, *step("d12", "000100"))

@@ -909,6 +909,22 @@ def test_a_directory_that_is_not_ours_to_write(call: Run, open_root: Path) -> No
 
 
 @pytest.mark.skipif(not hasattr(os, "setresuid") or os.geteuid() != 0, reason="only root can become another user")
+def test_metadata_that_is_not_ours_to_read(call: Run, open_root: Path) -> None:
+    """A step is not incomplete for that: it stays, and with it the newest."""
+    run = open_root / "base_checkpoints/d4"
+    for path in (run, *run.iterdir()):
+        os.chown(path, 65534, 65534)
+    closed = run / "meta_000400.json"
+    os.chown(closed, 0, 0)
+    closed.chmod(0o600)
+    assert as_nobody(["prune", str(run), "--keep", "1", "--incomplete", "--yes"]) == 0
+    assert whole(run) == [300, 400]
+    closed.write_text("{")
+    os.utime(closed, (1, 1))
+    assert call("prune", run, "--keep", 1, "--incomplete", "--yes").code == 0 and whole(run) == [300]
+
+
+@pytest.mark.skipif(not hasattr(os, "setresuid") or os.geteuid() != 0, reason="only root can become another user")
 @pytest.mark.parametrize("flags", [("--undo",), ("--purge", "--yes")])
 def test_a_trash_that_is_not_ours_to_write(call: Run, open_root: Path, flags: tuple[str, ...]) -> None:
     """What one run refuses does not keep another from being settled."""

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple, Protocol, cast
 
 from ckpt_cli import plugins
 from ckpt_cli.checkpoint import OURS, Checkpoint, Part, Problem, Role, State, TensorFile
-from ckpt_cli.errors import CkptError
+from ckpt_cli.errors import NOT_LOOKED_INTO, CkptError
 
 # What lies in a run's own directory of ours: what was removed from it, and what was replaced in it.
 TRASH, REPLACED = ".ckpt-trash", ".ckpt-undo"
@@ -171,6 +171,12 @@ def missing(folder: Folder, name: str, what: str) -> Problem:
     return Problem("missing-part", f"{what} is missing ({name})", os.path.join(folder.path, name))
 
 
+def not_read(part: Part, error: CkptError, code: str) -> Problem:
+    """Why a part that had to be looked into tells nothing: it is garbled, which has a `code` of its own, or it may be
+    whole, and a disk, a permission or its size is in the way."""
+    return Problem(error.kind if error.kind in NOT_LOOKED_INTO else code, error.message, part.path)
+
+
 def finite(value: Any) -> float | None:
     """The value of a metric as a float; None for what is no number, or none that a finite float holds."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):
@@ -195,14 +201,15 @@ def read_json(path: str) -> Any:
             while len(data) >= 1 << 16 and (more := file.read(MAX_JSON_BYTES + 1 - len(data))):
                 data += more
         if len(data) > MAX_JSON_BYTES:
-            raise CkptError(f"{name} is larger than {MAX_JSON_BYTES >> 20} MiB, too large for metadata")
+            large = f"{name} is larger than {MAX_JSON_BYTES >> 20} MiB, too large for metadata"
+            raise CkptError(large, path=path, kind="too-costly")
         value = json.loads(data)
         # Few brackets cannot nest deep; only what could be too deep for those who walk it is looked at.
         if data.count(b"[") + data.count(b"{") > _MAX_JSON_DEPTH and _deeper(value, _MAX_JSON_DEPTH):
             raise RecursionError
         return value
     except OSError as error:
-        raise CkptError(f"{name} cannot be read: {error.strerror}") from error
+        raise CkptError(f"{name} cannot be read: {error.strerror}", path=path, kind="unreadable-part") from error
     except RecursionError as error:
         raise CkptError(f"{name} is nested too deep to be metadata") from error
     except UnicodeDecodeError as error:

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 
 from ckpt_cli.checkpoint import Part, Problem, Role
 from ckpt_cli.errors import CkptError
-from ckpt_cli.layouts import Folder, missing, read_json
+from ckpt_cli.layouts import Folder, missing, not_read, read_json
 from ckpt_cli.layouts._numbered import number_in
 from ckpt_cli.layouts._weights import named_parts, parts_of, weights_in
 
@@ -61,11 +61,11 @@ def _components(folder: Folder, problems: list[Problem]) -> list[str]:
     index = folder.part(PIPELINE, "config", problems)
     if index is None or not index.bytes:
         return []
+    named = None
     try:
         named = read_json(index.path)
     except CkptError as error:
-        problems.append(Problem("bad-index", error.message, index.path))
-        return []
+        problems.append(not_read(index, error, "bad-index"))
     names = [
         name
         for name, kind in (named.items() if isinstance(named, dict) else ())

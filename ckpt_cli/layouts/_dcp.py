@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from ckpt_cli.checkpoint import Part, Problem, Role, TensorFile
 from ckpt_cli.errors import CkptError, counted
-from ckpt_cli.layouts import Folder, missing, without_waiting
+from ckpt_cli.layouts import Folder, missing, not_read, without_waiting
 
 _INDEX = ".metadata"
 _RANK_INDEX = re.compile(r"__([0-9]{1,6})\.metadata")
@@ -89,7 +89,7 @@ def _distributed(folder: Folder, data: Sequence[str], indexes: Sequence[str]) ->
             else:
                 continue
         except CkptError as error:
-            problems.append(Problem("bad-index", error.message, part.path))
+            problems.append(not_read(part, error, "bad-index"))
             continue
         resumable = optimizer
     unfinished = [name for name in folder.files if _UNFINISHED.fullmatch(name)]
@@ -120,7 +120,8 @@ def _named_in(path: str, size: int) -> _Named:
                 optimizer = optimizer or bool(_OPTIMIZER.search(before + data))
                 before = data[-_LONGEST:]
     except OSError as error:
-        raise CkptError(f"{os.path.basename(path)} cannot be read: {error.strerror}") from error
+        name = os.path.basename(path)
+        raise CkptError(f"{name} cannot be read: {error.strerror}", path=path, kind="unreadable-part") from error
     if before[-1:] != b".":
         raise CkptError(f"{os.path.basename(path)} does not end as an index does")
     return _Named(frozenset(name.decode() for name in files), optimizer)

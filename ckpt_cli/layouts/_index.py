@@ -27,9 +27,10 @@ def shard_names(path: str) -> tuple[str, ...]:
     try:
         size = os.stat(path).st_size
     except OSError as error:
-        raise CkptError(f"{name} cannot be read: {error.strerror}") from error
+        raise CkptError(f"{name} cannot be read: {error.strerror}", path=path, kind="unreadable-part") from error
     if size > MAX_INDEX_BYTES:
-        raise CkptError(f"{name} is larger than {MAX_INDEX_BYTES // 10**6} MB, too large for an index")
+        large = f"{name} is larger than {MAX_INDEX_BYTES // 10**6} MB, too large for an index"
+        raise CkptError(large, path=path, kind="too-costly")
     index = read_json(path)
     placed = index.get("weight_map") if isinstance(index, dict) else None
     if not isinstance(placed, dict) or not placed:

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from ckpt_cli.checkpoint import Part, Problem, Role
 from ckpt_cli.errors import CkptError
-from ckpt_cli.layouts import Folder, missing
+from ckpt_cli.layouts import Folder, missing, not_read
 from ckpt_cli.layouts._index import INDEX_NAME, shard_names
 
 # The order in which transformers looks for them.
@@ -94,7 +94,7 @@ def _sharded(folder: Folder, form: Weights, problems: list[Problem]) -> list[Par
             try:
                 wanted = shard_names(index.path)
             except CkptError as error:
-                problems.append(Problem("bad-index", error.message, index.path))
+                problems.append(not_read(index, error, "bad-index"))
     wanted = wanted or _counted(form.shards)
     problems += [missing(folder, name, "a shard") for name in wanted if name not in folder.files][:8]
     there = [name for name in wanted if name in folder.files]

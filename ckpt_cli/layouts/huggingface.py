@@ -15,7 +15,7 @@ from collections.abc import Iterable, Sequence
 
 from ckpt_cli.checkpoint import Checkpoint, Part, Problem, Ranks, Role
 from ckpt_cli.errors import CkptError
-from ckpt_cli.layouts import MAX_JSON_BYTES, PUBLISHED, Folder, finished_name, missing, read_json
+from ckpt_cli.layouts import MAX_JSON_BYTES, PUBLISHED, Folder, finished_name, missing, not_read, read_json
 from ckpt_cli.layouts._components import MODULES, PIPELINE, component_parts, folders_with_models, is_component
 from ckpt_cli.layouts._grouped import at_step, grouped, unnumbered
 from ckpt_cli.layouts._numbered import Number, number_in, of_folder
@@ -202,7 +202,7 @@ def _checkpoint(folder: Folder, weights: Sequence[Weights], number: Number | Non
             except CkptError as error:
                 # A log grows without limit; what is too large to look into may be whole.
                 if part.bytes <= MAX_JSON_BYTES:
-                    problems.append(Problem("bad-meta", error.message, part.path))
+                    problems.append(not_read(part, error, "bad-meta"))
     parts.sort(key=_place)
     adapted = any(part.role == "adapter" for part in parts)
     found = of_folder(folder, NAME, number, parts, problems)

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from ckpt_cli.checkpoint import Checkpoint, Problem, Ranks, Role
 from ckpt_cli.errors import CkptError
-from ckpt_cli.layouts import TRAINER, Folder, finite, missing, read_json
+from ckpt_cli.layouts import TRAINER, Folder, finite, missing, not_read, read_json
 
 NAME = "nanochat"
 PRECEDENCE = TRAINER
@@ -105,7 +105,7 @@ def _checkpoint(
             try:
                 metrics = tuple(_metrics(read_json(part.path), os.path.basename(part.path)))
             except CkptError as error:
-                problems.append(Problem("bad-meta", error.message, part.path))
+                problems.append(not_read(part, error, "bad-meta"))
     state = folder.state(parts, problems)
     return Checkpoint(
         layout=NAME,

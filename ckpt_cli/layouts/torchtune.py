@@ -21,7 +21,7 @@ from typing import Literal
 
 from ckpt_cli.checkpoint import Checkpoint, Part, Problem, Role
 from ckpt_cli.errors import CkptError
-from ckpt_cli.layouts import TRAINER, Folder, missing, without_waiting
+from ckpt_cli.layouts import TRAINER, Folder, missing, not_read, without_waiting
 from ckpt_cli.layouts._dcp import saved_in
 from ckpt_cli.layouts._grouped import grouped
 from ckpt_cli.layouts._index import shard_names
@@ -159,7 +159,7 @@ def _weights(folder: Folder, found: Sequence[re.Match[str]], problems: list[Prob
         try:
             wanted = list(shard_names(index.path))
         except CkptError as error:
-            problems.append(Problem("bad-index", error.message, index.path))
+            problems.append(not_read(index, error, "bad-index"))
     if not wanted:
         forms = sorted({(match[1], match[4], match[3] or "") for match in found if match[0] not in exports})
         wanted = list(_shards(*forms[0])) if forms else []
