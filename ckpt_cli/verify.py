@@ -7,7 +7,7 @@ Each problem has a stable code:
     missing-record, short-record      a record is gone, or not as long as its tensors need
     bad-header                        what stands around a record contradicts the directory of its archive
     bad-structure                     it breaks the rules of its format
-    too-costly                        what it holds takes more memory than a file gets unasked
+    too-costly                        it is larger than what is read whole, or holds more than a file gets unasked
     not-a-checkpoint, runs-code       it is something else; it would run code when unpickled
     unreadable-part                   a file cannot be read
     bad-meta, bad-index               one of metadata is not JSON, or not of an object; an index is garbled

@@ -673,12 +673,36 @@ def test_an_index_that_is_none(tmp_path: Path, what: str) -> None:
 
 def test_an_index_beyond_the_limit(tmp_path: Path) -> None:
     good = {"weight_map": {"w": "a.safetensors"}}
-    path = put(tmp_path / "model.safetensors.index.json", json.dumps(good).ljust(MAX_INDEX_BYTES))
-    assert shard_names(str(path)) == ("a.safetensors",)
-    with open(path, "a") as file:
-        file.write(" ")
-    with pytest.raises(CkptError, match="larger than 10 MB"):
+    path = put(tmp_path / "model.safetensors.index.json", json.dumps(good))
+    os.truncate(path, MAX_INDEX_BYTES + 1)
+    with pytest.raises(CkptError, match="larger than 64 MiB"):
         shard_names(str(path))
+
+
+@pytest.mark.parametrize("indent", [None, 2])
+def test_an_index_of_a_trillion_parameters(tmp_path: Path, indent: int | None) -> None:
+    """Of 6 MB, as the largest models have: the same shards are found as in a short one, and what is cut off."""
+    experts = [f"model.layers.{n // 1000}.mlp.experts.{n % 1000}.down_proj.weight_scale_inv" for n in range(60_000)]
+    placed = {name: f"model-{n // 1000 + 1:05}-of-000060.safetensors" for n, name in enumerate(experts)}
+    told = {"total_size": 1, "format": "pt", "made by": "a.bin"}
+    made = json.dumps({"metadata": told, "weight_map": placed}, indent=indent) + "\n"
+    path = put(tmp_path / "m/model.safetensors.index.json", made)
+    assert len(made) > 5_000_000 and shard_names(str(path)) == tuple(sorted(set(placed.values())))
+    put(tmp_path / "m/config.json")
+    for name in set(placed.values()):
+        put(tmp_path / "m" / name)
+    assert only(tmp_path).state == "complete"
+    os.unlink(tmp_path / "m/model-00033-of-000060.safetensors")
+    assert [problem.code for problem in only(tmp_path).problems] == ["missing-part"]
+    for broken, why in {
+        made[:-20]: "does not end",
+        made.replace("weight_map", "weights"): "holds no weight_map",
+        made.replace("model-00007", "../00007"): "no plain file name",
+        made.replace(".safetensors", ".bin"): "holds no weight_map",
+    }.items():
+        path.write_text(broken)
+        with pytest.raises(CkptError, match=why):
+            shard_names(str(path))
 
 
 # --- published models
