@@ -14,6 +14,7 @@ from collections.abc import Collection, Iterable, Sequence
 from ckpt_cli.checkpoint import Checkpoint, Part, Problem, Role
 from ckpt_cli.errors import Refused
 from ckpt_cli.journal import File, Removal
+from ckpt_cli.layouts import layout_named
 from ckpt_cli.plans import Gone
 from ckpt_cli.whereabouts import own_folders
 
@@ -49,7 +50,16 @@ def _looked_at(checkpoint: Checkpoint) -> Checkpoint:
     return checkpoint
 
 
-def plan_removal(gone: Gone, order: Sequence[Role]) -> Removal:
+def plan_removals(going: Iterable[Gone]) -> list[Removal]:
+    """In the order in which they go: what has no number last, as the steps need it, and fairseq goes on from it.
+
+    Raises as `_plan_removal` does.
+    """
+    ordered = sorted(going, key=lambda gone: gone.checkpoint.step is None)
+    return [_plan_removal(gone, layout_named(gone.checkpoint.layout).REMOVAL_ORDER) for gone in ordered]
+
+
+def _plan_removal(gone: Gone, order: Sequence[Role]) -> Removal:
     """The files of a checkpoint that go, in the layout's order; where its model stays, that too as what they belong to.
 
     Raises Refused when one is not as it was listed, or lies outside the run's directory.

@@ -42,12 +42,21 @@ class File(NamedTuple):
     inode: int
 
 
+class Line(NamedTuple):
+    """What a manifest said of a file that goes; both by their paths below the run's directory."""
+
+    manifest: str
+    name: str
+    sha256: str
+
+
 class Removal(NamedTuple):
     """One checkpoint of a run, its files in the order in which they go.
 
     `beside` is the model that stays where it is when only the optimizer goes: to no other one may that come back.
     `folders` are those right below the run that hold some of these files and nothing else: each goes as one.
     `half` says that it was not complete to begin with, so that no trainer loses anything while its files go.
+    `lines` are those that were taken off a manifest that stays.
     """
 
     ref: str
@@ -55,6 +64,7 @@ class Removal(NamedTuple):
     beside: tuple[File, ...] = ()
     folders: tuple[str, ...] = ()
     half: bool = False
+    lines: tuple[Line, ...] = ()
 
     @property
     def pieces(self) -> list[tuple[str, list[File]]]:
@@ -245,14 +255,19 @@ def _removal(entry: Any) -> Removal:
     folders = tuple(entry.get("folders", ()))
     if not {file.name.partition(os.sep)[0] for file in files if os.sep in file.name}.issuperset(folders):
         raise ValueError("a folder in the journal is none of its files'")
-    return Removal(str(entry["ref"]), files, beside, folders, bool(entry.get("half")))
+    lines = tuple(Line(_below(place), _below(name), str(digest)) for place, name, digest in entry.get("lines", ()))
+    return Removal(str(entry["ref"]), files, beside, folders, bool(entry.get("half")), lines)
 
 
 def _file(name: Any, bytes: Any, modified: Any, inode: Any) -> File:
     """A file as the journal tells it; raises ValueError or TypeError for what no journal of ours holds."""
+    return File(_below(name), int(bytes), int(modified), int(inode))
+
+
+def _below(name: Any) -> str:
     if name == JOURNAL or "\0" in name or set(name.split(os.sep)) & {"", os.curdir, os.pardir}:
         raise ValueError("a name in the journal leaves the run's directory")
-    return File(name, int(bytes), int(modified), int(inode))
+    return str(name)
 
 
 def is_directory(path: str) -> bool:

@@ -13,7 +13,7 @@ from ckpt_cli.errors import CkptError
 from ckpt_cli.formats._inert import MEMORY, Costly, room_of_a_file
 
 # Bytes of memory that a value and its name take.
-_NAMED = 380
+_NAMED = 350
 # Names alike that are told apart by the next number.
 _MANY = 100
 

@@ -89,22 +89,39 @@ def write(path: str, digests: Mapping[str, str], replace: bool) -> None:
         os.fsync(descriptor)
 
 
-def shorten_manifests(checkpoint: Checkpoint, gone: Iterable[Part]) -> str | None:
-    """Takes files off the checkpoint's manifests; returns why that could not be, None where it could.
+def unlist(checkpoint: Checkpoint, gone: Iterable[Part]) -> tuple[list[tuple[str, str, str]], str | None]:
+    """Takes files off the checkpoint's manifests; returns what these said of them, and why one could not be mended.
 
+    Of each (manifest, file, sha256), by their paths below the run's directory.
     A manifest that went on listing them would call the checkpoint damaged. It is shortened before they go: one that
-    lacks a file which is there after all, by a kill or an undo, says nothing wrong.
+    lacks a file which is there after all, by a kill, says nothing wrong.
     """
-    paths = {part.path for part in gone}
+    run, paths, lines = checkpoint.run_dir, {part.path for part in gone}, list[tuple[str, str, str]]()
     for part in checkpoint.having("manifest"):
         try:
             listed = read(part.path)
             left = {path: digest for path, digest in listed.items() if path not in paths}
             if left and len(left) < len(listed):
-                write(part.path, left, replace=True)
-        except (CkptError, OSError) as error:
-            return str(error)
-    return None
+                _rewrite(part.path, left)
+                place, went = os.path.relpath(part.path, run), listed.keys() - left.keys()
+                lines += [(place, os.path.relpath(path, run), listed[path]) for path in listed if path in went]
+        except CkptError as error:
+            return lines, error.message
+    return lines, None
+
+
+def lengthen(path: str, back: Mapping[str, str]) -> None:
+    """Lists files again that are back, unless it does already or is gone. Raises CkptError where that cannot be."""
+    listed = read(path) if os.path.lexists(path) else back
+    if not back.keys() <= listed.keys():
+        _rewrite(path, {**listed, **{file: digest for file, digest in back.items() if file not in listed}})
+
+
+def _rewrite(path: str, digests: Mapping[str, str]) -> None:
+    try:
+        write(path, digests, replace=True)
+    except OSError as error:
+        raise CkptError(f"{path} cannot be written: {error.strerror}", path=path) from error
 
 
 def _unescaped(raw: bytes) -> bytes:

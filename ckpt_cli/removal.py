@@ -12,7 +12,9 @@ from collections.abc import Sequence
 from contextlib import suppress
 
 from ckpt_cli.atomic import rename_new, same_file
+from ckpt_cli.errors import CkptError
 from ckpt_cli.journal import JOURNAL, File, Operation, Outcome, Removal, folders_of, is_directory, trash_of
+from ckpt_cli.manifest import lengthen
 from ckpt_cli.whereabouts import (
     IMMOVABLE,
     away_of,
@@ -121,6 +123,7 @@ def put_back(operation: Operation, forget: bool = True) -> Outcome:
             outcome.stayed += [(away_of(operation, f.name), why) for f, why in zip(removal.files, stuck) if why]
         elif all(_bring_back(operation, name, files, outcome) for name, files in reversed(removal.pieces)):
             outcome.done.append(removal.ref)
+            outcome.stayed += _list_again(operation, removal)
         else:
             outcome.again = True
     outcome.done.reverse()
@@ -133,6 +136,19 @@ def put_back(operation: Operation, forget: bool = True) -> Outcome:
         if forget:
             clear(operation)
     return outcome
+
+
+def _list_again(operation: Operation, removal: Removal) -> list[tuple[str, str]]:
+    """Puts back what was taken off manifests; returns those where that could not be, and why."""
+    stayed = []
+    for place in dict.fromkeys(line.manifest for line in removal.lines):
+        path = home_of(operation, place)
+        back = {home_of(operation, name): digest for manifest, name, digest in removal.lines if manifest == place}
+        try:
+            lengthen(path, back)
+        except CkptError as error:
+            stayed.append((path, f"it does not list again what is back: {error.message}"))
+    return stayed
 
 
 def delete(operation: Operation) -> Outcome:

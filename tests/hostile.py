@@ -380,7 +380,7 @@ def _costly() -> Rows:
         "long_numbers": b"](" + (b"\x8b" + struct.pack("<L", 1000) + b"\x7f" * 1000) * 900 + b"e",
         "tuples_as_keys": b"}(" + b"".join(b"M" + struct.pack("<H", n & 0xFFFF) + b"K" + bytes([n >> 16]) + b"\x86N" for n in range(80_000)) + b"u", "small_numbers": b"](" + b"K\1" * 300_000 + b"e",
         "bytearray_again": b"B" + struct.pack("<L", 500_000) + b"x" * 500_000 + b"q\0" + name("builtins", "bytearray") + b"q\1(" + b"h\1h\0\x85R" * 20_000 + b"t",
-        "tuples_million": b"](" + b"N\x85" * 480_000 + b"e",
+        "tuples_million": b"](" + b"N\x85" * 450_000 + b"e",
         "nones_million": b"](" + b"N" * 1_000_000 + b"e", "dup": b"](N" + b"2" * 1_000_000 + b"e",
         "letters": b"](" + b"".join(b"\x8c\2" + chr(0x391 + n % 50).encode() for n in range(250_000)) + b"e",
         "many_tensors": shared + b"](" + b"h\1" * 25_000 + b"e", "names": b"](" + b"".join(name("m", f"c{n}") for n in range(5_000)) + b"e",
@@ -756,7 +756,7 @@ def _legacy() -> Rows:
         "no_end",
         b"".join(map(pickled, (number(0x1950A86A20F9469CFC6C), number(1001), b"}")))
         + b"N0" * 100_000
-        + b"N" * 1_200_000,
+        + b"N" * 1_100_000,
         "opcodes to the end",
         "damaged",
     )

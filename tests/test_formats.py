@@ -542,7 +542,7 @@ HOSTILE: dict[str, tuple[bytes, str | None]] = {
     "wide list repeated": (b"](" + b"N" * 50_000 + b"eq\x000](" + b"h\0" * 50_000 + b"e", None),
     "nesting": (b"]" * 1_000_000 + b"a" * 999_999, "more memory than"),
     "nesting of few": (b"]" * 10_000 + b"a" * 9_999, "nested deeper"),
-    "nesting of tuples": (deep(500_000), "nested deeper"),
+    "nesting of tuples": (deep(450_000), "nested deeper"),
     "nesting as a device": (name("torch", "device") + deep(100_000) + b"\x85R", "device or layout"),
     "text beyond the end": (b"X\xff\xff\xff\x7f", "breaks off"),
     "text of 2**62 bytes": (b"\x8d" + HUGE, "breaks off"),

@@ -436,6 +436,7 @@ def test_the_manifest_goes_along(call: Run, root: Path, run: Path) -> None:
     """A recorded step that is stripped verifies, also by sha256sum; when its optimizer is back it still does."""
     assert call("verify", "d2", "--root", root, "--record").code == 0
     manifest = run / "model_000100.pt.sha256"
+    before = contents(root)
     assert len(manifest.read_text().splitlines()) == 4
     assert call("prune", root, "--tag", "d2", "--keep", 1, "--optimizer-only", "--trash", "--yes").code == 0
     assert [line.split()[1] for line in manifest.read_text().splitlines()] == part_names(100)[:2]
@@ -443,10 +444,34 @@ def test_the_manifest_goes_along(call: Run, root: Path, run: Path) -> None:
     assert call("verify", "d2", "--root", root).code == 0
     assert subprocess.run(["sha256sum", "-c", "--quiet", manifest.name], cwd=run).returncode == 0
     assert call("prune", root, "--undo").code == 0
-    assert call("verify", "d2", "--root", root).code == 0
+    assert call("verify", "d2", "--root", root).code == 0 and contents(root) == before
     manifest.write_text("no manifest")
     done = call("prune", root, "--tag", "d2", "--keep", 1, "--optimizer-only", "--yes")
     assert done.code == 0 and "the manifest of base/d2/100" in done.err and len(optimizers(run)) == 2
+
+
+@pytest.mark.parametrize("how", ["gone", "garbled", "recorded again"])
+def test_a_manifest_that_changed_before_the_optimizer_is_back(call: Run, root: Path, run: Path, how: str) -> None:
+    """What it said is put back into one that says the rest, and into no other; the optimizer is back in any case."""
+    assert call("verify", "d2", "--root", root, "--record").code == 0
+    manifest = run / "model_000100.pt.sha256"
+    before = manifest.read_text()
+    assert call("prune", root, "--tag", "d2", "--keep", 3, "--optimizer-only", "--trash", "--yes").code == 0
+    if how == "gone":
+        manifest.unlink()
+    elif how == "garbled":
+        manifest.write_text("no manifest")
+    else:
+        manifest.write_text("".join(reversed(manifest.read_text().splitlines(keepends=True))))
+    done = call("prune", root, "--undo", "--json")
+    assert done.json["restored"] == ["base/d2/100"] and len(optimizers(run)) == 8
+    if how == "recorded again":
+        assert done.code == 0 and sorted(manifest.read_text().splitlines()) == sorted(before.splitlines())
+    elif how == "gone":
+        assert done.code == 0 and not manifest.exists()
+    else:
+        assert done.code == 3 and "it does not list again what is back" in done.err
+        assert manifest.read_text() == "no manifest"
 
 
 def test_all_ranks_of_a_step_or_none(call: Run, root: Path, run: Path, monkeypatch: pytest.MonkeyPatch) -> None:

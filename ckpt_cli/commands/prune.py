@@ -15,10 +15,10 @@ from ckpt_cli.atomic import locked
 from ckpt_cli.checkpoint import Checkpoint
 from ckpt_cli.commands import options
 from ckpt_cli.errors import CkptError, NotFound, Refused, counted
-from ckpt_cli.freshness import plan_removal, settled, unchanged
-from ckpt_cli.journal import Outcome, Removal, new_id, operations
-from ckpt_cli.layouts import layout_named, layouts
-from ckpt_cli.manifest import shorten_manifests
+from ckpt_cli.freshness import plan_removals, settled, unchanged
+from ckpt_cli.journal import Line, Outcome, Removal, new_id, operations
+from ckpt_cli.layouts import layouts
+from ckpt_cli.manifest import unlist
 from ckpt_cli.metrics import parse_metric
 from ckpt_cli.plans import Plan, Rules, RunPlan
 from ckpt_cli.query import Query, nothing_in
@@ -228,11 +228,9 @@ def _carry_out(query: Query, plan: Plan, trash: bool, yes: bool, chosen: out.For
             if not locks.enter_context(locked(group.dir)):
                 out.warning(f"{group.dir} is on a file system without locks: no other ckpt must be at work there")
         unchanged(kept.checkpoint for group in groups for kept in group.keep)
-        planned = [(group.dir, _removals(group)) for group in groups]
+        planned = [(group.dir, plan_removals(group.remove)) for group in groups]
         if plan.optimizer_only:
-            for gone in (gone for group in groups for gone in group.remove):
-                if why := shorten_manifests(gone.checkpoint, gone.parts):
-                    out.warning(f"the manifest of {gone.checkpoint.ref} will list files that are gone: {why}")
+            planned = [(group.dir, _unlisted(group, removals)) for group, (_, removals) in zip(groups, planned)]
         outcome = execution.remove(planned, id, trash, without_journal)
     for path, why in outcome.stayed:
         out.warning(f"{path} could not go: {why}")
@@ -250,12 +248,16 @@ def _carry_out(query: Query, plan: Plan, trash: bool, yes: bool, chosen: out.For
     return 3 if outcome.stayed else 0
 
 
-def _removals(group: RunPlan) -> list[Removal]:
-    """In the order in which they go: what has no number last, as the steps need it, and fairseq goes on from it."""
-    return [
-        plan_removal(gone, layout_named(gone.checkpoint.layout).REMOVAL_ORDER)
-        for gone in sorted(group.remove, key=lambda gone: gone.checkpoint.step is None)
-    ]
+def _unlisted(group: RunPlan, removals: Sequence[Removal]) -> list[Removal]:
+    """Takes what goes off the manifests that stay."""
+    gone = {gone.checkpoint.ref: gone for gone in group.remove}
+    without = []
+    for removal in removals:
+        lines, why = unlist(gone[removal.ref].checkpoint, gone[removal.ref].parts)
+        if why:
+            out.warning(f"the manifest of {removal.ref} will list files that are gone: {why}")
+        without.append(removal._replace(lines=tuple(Line(*line) for line in lines)))
+    return without
 
 
 def _listed(look: Callable[[], Query], dry_run: bool) -> tuple[Query, int, Set[str]]:

@@ -246,7 +246,7 @@ def length_of(items: Iterable[Any]) -> int:
 # The environment variable that grants more, in megabytes.
 MEMORY = "CKPT_MEMORY"
 # Bytes that what is no tensor may take in memory in any file, to be read and listed.
-_ROOM = 37 << 20
+_ROOM = 35 << 20
 _SHARED: ContextVar[list[int] | None] = ContextVar("_SHARED", default=None)
 
 

@@ -42,7 +42,7 @@ MAX_ITEMS = 2_000_000
 _TABLE = [*TABLE]
 _TABLE[0x28] = mark  # of a tensor all at once
 # Bytes of memory that tensors take of the room of a file, which leaves some for the rest; what they may take beyond.
-_WITHIN, _MOST_HELD = 33 << 20, 160 << 20
+_WITHIN, _MOST_HELD = 31 << 20, 160 << 20
 # What a word with its value may take, of so many.
 _WORD, _MOST_WORDS = 175, 265_000
 # In a memo slot that was left out.
