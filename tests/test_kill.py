@@ -555,6 +555,41 @@ def test_killed_optimizer_only(bench: Bench, argv: tuple[str, ...]) -> None:
     note_tried("optimizer only", len(points))
 
 
+@pytest.mark.parametrize("how", ["trash", "undo"])
+def test_killed_while_a_manifest_changes(bench: Bench, how: str) -> None:
+    """It never says of a file what is not so, and an undo that comes to its end has brought all of it back."""
+    recorded, strip = bench.folder / f"recorded-{how}", (*STRIP, "--trash")
+    copy(bench.pristine, recorded)
+    with bench.lent() as worker:
+        assert worker.run(["verify", recorded, "--record"]).code == 0
+        whole = contents(recorded)
+        if how == "undo":
+            assert worker.run([strip[0], recorded, *strip[1:]]).code == 0
+    argv = UNDO if how == "undo" else strip
+    calls = counted(bench, argv, recorded)
+
+    def check(worker: Worker, tree: Path, point: tuple[str, int]) -> None:
+        assert worker.run([argv[0], tree, *argv[1:]], *point).code == -signal.SIGKILL
+        assert worker.run(["prune", tree, "--keep", "9", "--yes"]).code == 0
+        assert worker.run(["verify", tree]).code == 0
+        if list(tree.rglob(".ckpt-trash")):
+            assert worker.run([UNDO[0], tree, *UNDO[1:]]).code == 0
+        # The draft of a manifest is swept away by the next that is written there.
+        left = {name: data for name, data in contents(tree).items() if "/.ckpt-staged-" not in name}
+        # Killed before anything went, the lines of what was about to go may be missing.
+        short = {name for name in whole if left[name] != whole[name]} if how == "trash" else set()
+        assert {name: left[name] for name in left.keys() - short} == {
+            name: whole[name] for name in whole.keys() - short
+        }
+        for name in short:
+            assert name.endswith(".sha256") and set(left[name].splitlines()) < set(whole[name].splitlines())
+        assert worker.run(["verify", tree]).code == 0
+
+    points = points_of(calls)
+    bench.each(check, points, recorded)
+    note_tried("manifests", len(points))
+
+
 @pytest.fixture(scope="module")
 def stepped(bench: Bench) -> Path:
     """A run whose steps are folders."""
