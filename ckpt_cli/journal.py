@@ -255,7 +255,7 @@ def _removal(entry: Any) -> Removal:
     folders = tuple(entry.get("folders", ()))
     if not {file.name.partition(os.sep)[0] for file in files if os.sep in file.name}.issuperset(folders):
         raise ValueError("a folder in the journal is none of its files'")
-    lines = tuple(Line(_below(place), _below(name), str(digest)) for place, name, digest in entry.get("lines", ()))
+    lines = tuple(Line(_below(place), _below(name), _sha256(digest)) for place, name, digest in entry.get("lines", ()))
     return Removal(str(entry["ref"]), files, beside, folders, bool(entry.get("half")), lines)
 
 
@@ -268,6 +268,12 @@ def _below(name: Any) -> str:
     if name == JOURNAL or "\0" in name or set(name.split(os.sep)) & {"", os.curdir, os.pardir}:
         raise ValueError("a name in the journal leaves the run's directory")
     return str(name)
+
+
+def _sha256(digest: Any) -> str:
+    if len(digest) != 64 or not set(digest) <= set("0123456789abcdef"):
+        raise ValueError("a digest in the journal is none")
+    return str(digest)
 
 
 def is_directory(path: str) -> bool:

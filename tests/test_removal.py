@@ -688,6 +688,9 @@ GARBLED: dict[str, object] = {
     "text for bytes": {"trash": False, "removals": [{"ref": "r", "files": [["model_000100.pt", "x", 1, 1]]}]},
     "a folder of no file": {"trash": False, "removals": [{"ref": "r", "files": [["a/b", 1, 1, 1]], "folders": [".."]}]},
     "no folder": {"trash": False, "removals": [{"ref": "r", "files": [["a/b", 1, 1, 1]], "folders": [["a"]]}]},
+    "a line of no digest": {"trash": False, "removals": [{"ref": "r", "lines": [["m.sha256", "a", "\n" + "0" * 63]]}]},
+    "a line elsewhere": {"trash": False, "removals": [{"ref": "r", "lines": [["m.sha256", "../a", "0" * 64]]}]},
+    "a line of a number": {"trash": False, "removals": [{"ref": "r", "lines": [["m.sha256", "a", 7]]}]},
     "number for name": {"trash": False, "removals": [{"ref": "r", "files": [[7, 1, 1, 1]]}]},
 }
 NAMES = (
