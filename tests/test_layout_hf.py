@@ -684,7 +684,7 @@ def test_an_index_of_a_trillion_parameters(tmp_path: Path, indent: int | None) -
     """Of 6 MB, as the largest models have: the same shards are found as in a short one, and what is cut off."""
     experts = [f"model.layers.{n // 1000}.mlp.experts.{n % 1000}.down_proj.weight_scale_inv" for n in range(60_000)]
     placed = {name: f"model-{n // 1000 + 1:05}-of-000060.safetensors" for n, name in enumerate(experts)}
-    told = {"total_size": 1, "format": "pt", "made by": "a.bin"}
+    told = {"total_size": 1, "format": "pt", "made by": "a.bin", "made of": "one.safetensors"}
     made = json.dumps({"metadata": told, "weight_map": placed}, indent=indent) + "\n"
     path = put(tmp_path / "m/model.safetensors.index.json", made)
     assert len(made) > 5_000_000 and shard_names(str(path)) == tuple(sorted(set(placed.values())))
