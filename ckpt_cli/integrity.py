@@ -3,33 +3,20 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
 from typing import Any, Literal, NamedTuple
 
 from ckpt_cli.checkpoint import Problem, Storage, TensorFile
 from ckpt_cli.checksums import Digest, Tick, is_zero, read_all
 from ckpt_cli.errors import CkptError, Damaged, Interrupted, counted
-from ckpt_cli.formats import ByteSource, FileSource, Window
+from ckpt_cli.formats import ByteSource, FileSource
 from ckpt_cli.formats._inert import Costly
 from ckpt_cli.layouts import MAX_JSON_BYTES, read_json
+from ckpt_cli.slices import Archive, Kinds, Slice, batches, full_name, placed
 from ckpt_cli.tensors import about, recognise
 
 Kind = Literal["tensors", "any", "json", "plain"]
-# Archives of one file that are looked at together: enough for several threads.
-_BATCH = 1000
 # What a reader calls a failure that it knows no more exact word for.
 _CODES = {"unusable": "bad-structure", "damaged": "bad-structure"}
-# The dtype and shape of a tensor.
-Held = tuple[str, tuple[int, ...]]
-
-
-class Slice(NamedTuple):
-    """A whole archive within a file: `name` for messages, where it begins, its bytes, the tensor that it `holds`."""
-
-    name: str
-    offset: int
-    bytes: int
-    holds: Held | None = None
 
 
 class Job(NamedTuple):
@@ -141,15 +128,21 @@ def _check_tensors(source: FileSource, job: Job, tick: Tick) -> Checked:
     bare: list[Storage] = []
     checked = False
     shapes = None
-    for archives in _batches(source, job.slices):
+    kinds = Kinds()
+    for archives in batches(source, job.slices, kinds):
         records: list[Storage] = []
-        costly: list[_Archive] = []
-        for archive in archives:
-            try:
-                records += _records(archive)
-            except CkptError as error:
-                say(around, _problem(error, job.path, archive.name))
-                costly += [archive] if error.kind == Costly.kind else []
+        unread: list[tuple[Archive, list[Storage]]] = []
+        for archive, like in archives:
+            own = like or []
+            if like is None:
+                try:
+                    own = _records(archive)
+                except CkptError as error:
+                    say(around, _problem(error, job.path, archive.name))
+                    if error.kind == Costly.kind:  # to read it would cost the same again
+                        continue
+                unread.append((archive, own if job.slices else []))
+            records += placed(archive, own)
         bare += [record for record in records if record.crc32 is None]
         checked = checked or any(record.crc32 is not None for record in records)
         for record, value in zip(records, read_all(source, records, digest, job.lanes, tick)):
@@ -159,9 +152,7 @@ def _check_tensors(source: FileSource, job: Job, tick: Tick) -> Checked:
                 detail = f"{job.path}: record {record.name} is damaged: its CRC32 does not fit"
                 say(within, Problem("crc-mismatch", detail, job.path, record.name))
         records.clear()  # before as many tensors are read
-        for archive in archives:
-            if archive in costly:  # it would cost the same again
-                continue
+        for archive, own in unread:
             try:
                 file = _read(archive)
             except CkptError as error:
@@ -175,8 +166,12 @@ def _check_tensors(source: FileSource, job: Job, tick: Tick) -> Checked:
             if archive.holds and [(tensor.dtype, tensor.shape) for tensor in file.tensors] != [archive.holds]:
                 detail = f"{job.path}: the bytes of tensor {archive.name!a} are not the tensor that its index describes"
                 say(described, Problem("index-mismatch", detail, job.path, archive.name))
+                continue
             described += [Problem("oddity", f"{job.path}: {note}", job.path, archive.name) for note in file.notes]
             shapes = None if job.slices else _shapes(file)
+            broken = any(("crc-mismatch", full_name(archive.name, record.name)) in said for record in own)
+            if own and not broken and not file.notes:
+                kinds.learn(archive.holds, archive.source, own)
     for record in bare if checked else ():
         if is_zero(source, record, tick):
             zeros = counted(record.bytes, "zero")
@@ -187,43 +182,13 @@ def _check_tensors(source: FileSource, job: Job, tick: Tick) -> Checked:
     return Checked(job.path, problems, covered, digest.finish() if digest else None, shapes)
 
 
-class _Archive(NamedTuple):
-    """A file of tensors, or one within a file: where it begins there, and what its index says that it holds."""
-
-    name: str | None
-    source: ByteSource
-    start: int = 0
-    holds: Held | None = None
-
-
-def _batches(source: ByteSource, slices: Sequence[Slice]) -> Iterator[list[_Archive]]:
-    """The archives of a file, some at a time: there may be as many as a model has tensors, each with its records.
-
-    Raises Damaged, before the first, where the file ends within one.
-    """
-    if not slices:
-        yield [_Archive(None, source)]
-    for piece in slices:
-        Window(source, piece.offset, piece.bytes)
-    for first in range(0, len(slices), _BATCH):
-        yield [
-            _Archive(piece.name, Window(source, piece.offset, piece.bytes), piece.offset, piece.holds)
-            for piece in slices[first : first + _BATCH]
-        ]
-
-
-def _records(archive: _Archive) -> list[Storage]:
-    """Its records by their place in the file, the archive's name before theirs; none of an index."""
+def _records(archive: Archive) -> list[Storage]:
+    """Its records; none of an index."""
     form = recognise(archive.source)
-    if hasattr(form, "placed"):
-        return []
-    return [
-        record._replace(name=_within(archive.name, record.name) or "", offset=archive.start + record.offset)
-        for record in form.records(archive.source)
-    ]
+    return [] if hasattr(form, "placed") else list(form.records(archive.source))
 
 
-def _read(archive: _Archive) -> TensorFile | None:
+def _read(archive: Archive) -> TensorFile | None:
     """What it holds; None of an index that is sound, for the bytes themselves are looked at where they lie."""
     form = recognise(archive.source)
     if not hasattr(form, "placed"):
@@ -233,7 +198,7 @@ def _read(archive: _Archive) -> TensorFile | None:
 
 
 def _problem(error: CkptError, path: str, archive: str | None) -> Problem:
-    return problem_of(error, path)._replace(record=_within(archive, error.record))
+    return problem_of(error, path)._replace(record=full_name(archive, error.record))
 
 
 def _holds_tensors(source: ByteSource) -> bool:
@@ -245,11 +210,6 @@ def _holds_tensors(source: ByteSource) -> bool:
             raise
         return False
     return True
-
-
-def _within(archive: str | None, record: str | None) -> str | None:
-    """A record's name, that of the archive it is in before it."""
-    return ": ".join(name for name in (archive, record) if name is not None) or None
 
 
 def _shapes(file: TensorFile) -> dict[str, tuple[tuple[int, ...], int, Any]] | None:

@@ -10,7 +10,8 @@ from typing import Any
 
 from ckpt_cli.checkpoint import TensorFile
 from ckpt_cli.errors import CkptError
-from ckpt_cli.formats._inert import MEMORY, Costly, room_of_a_file
+from ckpt_cli.formats._inert import Costly
+from ckpt_cli.formats._room import MEMORY, room_of_a_file
 
 # Bytes of memory that a value and its name take.
 _NAMED = 350

@@ -8,7 +8,8 @@ from typing import NamedTuple
 
 from ckpt_cli import fitting, manifest
 from ckpt_cli.checkpoint import Checkpoint, Problem, TensorFile
-from ckpt_cli.integrity import Job, Slice, check_file, kind_of, slices_of
+from ckpt_cli.integrity import Job, check_file, kind_of, slices_of
+from ckpt_cli.slices import Slice
 
 # Threads that share the records of one file.
 _LANES = 2

@@ -34,7 +34,8 @@ from ckpt_cli.agreement import disagreements, index_faults
 from ckpt_cli.checkpoint import Checkpoint, Problem
 from ckpt_cli.contents import indexes_of
 from ckpt_cli.errors import CkptError, Interrupted, Refused
-from ckpt_cli.integrity import Checked, Job, Slice, check_file, kind_of, problem_of, size_of, slices_of
+from ckpt_cli.integrity import Checked, Job, check_file, kind_of, problem_of, size_of, slices_of
+from ckpt_cli.slices import Slice
 from ckpt_cli.tensors import check_end
 
 Status = Literal["ok", "damaged", "unverifiable", "skipped"]

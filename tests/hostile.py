@@ -401,6 +401,9 @@ def _costly() -> Rows:
         "spelt_own_then_lists": written_tensors(27_000, own=True) + lists + b"\x86",
     }
     records = {f"data/{n}": bytes(64) for n in range(27_000)}
+    numbered = {f"data/{n}": bytes(64) for n in range(60_000)}
+    many = zip_file(torch_entries(pickled(written_tensors(60_000, own=True)), numbered))
+    yield "spelt_own_many", many, "60,000 tensors in a file of 13 MB", "refused"
     for label, stream in own.items():
         packed = zip_file(torch_entries(pickled(stream), records))
         yield label, packed, "tensors of bytes of their own, and what a file may not hold much of", "refused"
@@ -435,11 +438,11 @@ def _costly() -> Rows:
     )
     chance = random.Random(1)
     noisy = b"".join(b"C\x5a" + chance.randbytes(90) + b"0" + b"N0" * 6_000 for _ in range(300))
-    many = [*torch_entries(pickled(b"N")), *(Entry(b"archive/data/%d" % n, b"") for n in range(1, 500_000))]
+    crowded = [*torch_entries(pickled(b"N")), *(Entry(b"archive/data/%d" % n, b"") for n in range(1, 500_000))]
     announced = {"count": 65535, "here": 65535}
     yield (
         "records_half_a_million",
-        zip_file(many, end=announced, end64={}),
+        zip_file(crowded, end=announced, end64={}),
         "more records than any checkpoint has",
         "refused",
     )

@@ -28,7 +28,7 @@ from ckpt_cli.checkpoint import Storage, TensorFile, TensorInfo
 from ckpt_cli.comparable import tensors_of
 from ckpt_cli.discover import discover
 from ckpt_cli.errors import CkptError, Damaged
-from ckpt_cli.formats import Files, FileSource, _inert, _pickle
+from ckpt_cli.formats import Files, FileSource, _pickle, _room
 from ckpt_cli.formats._stream import whole
 from ckpt_cli.layouts import read_json
 from ckpt_cli.layouts._weights import weights_in
@@ -413,11 +413,11 @@ def test_a_mistake_in_a_long_line(tmp_path: Path) -> None:
 )
 def test_a_pickle_takes_so_much_memory_and_no_more(made: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
     """One byte makes something of up to two hundred: what that takes is counted, and goes by the file's size."""
-    monkeypatch.setattr(_inert, "_ROOM", 100_000)
+    monkeypatch.setattr(_room, "_ROOM", 100_000)
     data = b"\x80\x04" + made * 20_000 + b"N."
     with pytest.raises(CkptError, match="more memory than"):
         _pickle.load(whole(data), {}, {}, lambda pid: pid)
-    monkeypatch.setattr(_inert, "_ROOM", 10_000_000)
+    monkeypatch.setattr(_room, "_ROOM", 10_000_000)
     assert _pickle.load(whole(data), {}, {}, lambda pid: pid).value is None
 
 
@@ -448,7 +448,7 @@ def test_a_tensor_of_itself_many_times_over(read: Read) -> None:
 def test_a_file_that_is_trusted_may_take_more(call: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A list of many small dicts, as a long log is: refused, with the way out."""
     torch.save({"log": [{"step": n, "loss": n / 7} for n in range(3_000)]}, tmp_path / "long.pt")
-    monkeypatch.setattr(_inert, "_ROOM", 400_000)
+    monkeypatch.setattr(_room, "_ROOM", 400_000)
     refused = call("inspect", "tensors", tmp_path / "long.pt")
     assert refused.code == 2 and "more memory than" in refused.err and "hint: CKPT_MEMORY=1000 lets" in refused.err
     (result,) = call("verify", tmp_path / "long.pt", "--json").json["results"]

@@ -417,7 +417,7 @@ def test_archives_some_at_a_time(folder: Path, monkeypatch: pytest.MonkeyPatch, 
     assert len(slices) > 5
     found = set()
     for batch in (1, 2, 1000):
-        monkeypatch.setattr("ckpt_cli.integrity._BATCH", batch)
+        monkeypatch.setattr("ckpt_cli.slices._BATCH", batch)
         for digest in (True, False):
             done = check_file(Job(str(path), "tensors", digest, slices=slices))
             assert (done.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()) is digest

@@ -30,10 +30,10 @@ NEVER = """
 MODULES = {
     "list": (34, 190),
     "latest": (34, 190),
-    "inspect meta": (45, 205),
-    "inspect tensors": (68, 225),
-    "verify mid": (73, 240),
-    "prune --keep 1 --dry-run": (90, 250),
+    "inspect meta": (46, 205),
+    "inspect tensors": (69, 225),
+    "verify mid": (75, 240),
+    "prune --keep 1 --dry-run": (92, 250),
     "convert base/d6 -o OUT": (92, 255),
 }
 CHANGING = re.compile(r"rename|unlink|rmdir|mkdir|link|truncate|write|sync|chmod|chown|utime|mknod|creat\b")

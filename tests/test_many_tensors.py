@@ -28,7 +28,7 @@ from ckpt_cli.ui import out
 from tests.conftest import REPOSITORY
 from tests.torch_files import write_zip
 
-MANY = 30_000
+MANY = 24_000  # of the most that a file of a few megabytes may hold
 PEAK = """
 import os, resource, sys
 pid = os.fork()

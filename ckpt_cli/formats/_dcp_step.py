@@ -45,10 +45,8 @@ _PATH = 150
 _TO_KNOW = 500
 # Values that are kept for when they are met again, as each shape and length is.
 _MOST_VALUES = 1 << 14
-# What is taken by an object and what it stands for, by an entry and each of its chunks; what these may take with their
-# names and their places in a dict.
-_TAKES, _MOST = 220, 350
-_ENTRY_TAKES, _CHUNK_TAKES, _ENTRY_MOST, _CHUNK_MOST = 100, 150, 400, 300
+# What is taken by an object, and by an entry and each of its chunks, with what they stand for and are listed as.
+_OBJECT, _FOUND, _CHUNK = 350, 400, 300
 
 
 class _Value(NamedTuple):
@@ -107,7 +105,7 @@ def _plain(machine: Machine, values: dict[bytes, _Value], per_text: int) -> bool
     machine.at = found.end()
     made = _made(machine)
     made.found = made.take(state)
-    machine.hold(_TAKES + (FAULT if isinstance(made.found, Malformed) else 0), _MOST)
+    machine.room -= _OBJECT + (FAULT if isinstance(made.found, Malformed) else 0)
     return True
 
 
@@ -143,7 +141,7 @@ def _learn(machine: Machine, text: bytes, learnt: dict[bytes, _Alike]) -> None:
 
 def _hold(machine: Machine, found: Tensor) -> None:
     count = len(found.boxes)
-    machine.hold(_ENTRY_TAKES + count * _CHUNK_TAKES, _ENTRY_MOST + count * _CHUNK_MOST)
+    machine.room -= _FOUND + count * _CHUNK
 
 
 def _made(machine: Machine) -> Known:

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 # What things take in memory in bytes, as in `_opcodes`: a tuple; an entry of a dict, and the room for its first ones;
 # an element of a set; what is wrong with an object, until somebody asks.
 TUPLE, _ENTRY, _FIRST, _FIRST_ENTRIES, PLACED, FAULT = 56, 48, 5, 168, 112, 600
+# What a word of a vocabulary takes less, as a key among as many as a pickler sets at once and more.
+_WORD_LESS, _BATCH = 58, 1000
 # A storage when it is met first.
 STORAGE = 100
 # The first places of a list; a number, and a place on the stack or in a list, which is what it takes in an array; what
@@ -47,15 +49,16 @@ def _set_items(machine: Machine, target: Any, items: list[Any]) -> None:
     count = len(items) // 2
     machine.room += len(items) * PLACE
     machine.room -= count * _ENTRY if store else _FIRST_ENTRIES + max(0, count - _FIRST) * _ENTRY
-    before, words = len(store), count
+    words = count if len(store) >= _BATCH else 0
+    before = len(store)
     for index in range(0, len(items), 2):
         key = items[index]
         if type(key) is not str:
             key = checked_key(key)
             machine.room -= TUPLE
-            words -= 1
+            words = 0
         store[key] = items[index + 1]
-    machine.meet_words(min(words, len(store) - before))
+    machine.room += _WORD_LESS * min(words, len(store) - before)
 
 
 def append(machine: Machine, items: list[Any]) -> None:

@@ -1,16 +1,14 @@
-"""What the pickle interpreter makes of names it does not know, what may be a key, and what contents may cost."""
+"""What the pickle interpreter makes of names it does not know, and what may be a key."""
 
 from __future__ import annotations
 
-import os
 from array import array
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
-from contextvars import ContextVar
 from typing import Any
 
 from ckpt_cli.checkpoint import Storage, TensorInfo
 from ckpt_cli.errors import CkptError
+from ckpt_cli.formats._room import MEMORY
 
 
 class Malformed(CkptError):
@@ -241,41 +239,6 @@ def spread(items: Iterable[Any]) -> Iterator[Any]:
 def length_of(items: Iterable[Any]) -> int:
     """How many these are."""
     return sum(len(item) if type(item) is array else 1 for item in items)
-
-
-# The environment variable that grants more, in megabytes.
-MEMORY = "CKPT_MEMORY"
-# Bytes that what is no tensor may take in memory in any file, to be read and listed.
-_ROOM = 35 << 20
-_SHARED: ContextVar[list[int] | None] = ContextVar("_SHARED", default=None)
-
-
-def room_of_a_file() -> int:
-    """Bytes that the contents of a file may take in memory. What is counted, the opcodes say, and `_tree`."""
-    shared = _SHARED.get()
-    return shared[0] if shared else max(_ROOM, _granted())
-
-
-@contextmanager
-def sharing_room(left: int) -> Iterator[None]:
-    """What is read within has this room together, and no more than a file has."""
-    token = _SHARED.set([min(left, room_of_a_file())])
-    try:
-        yield
-    finally:
-        _SHARED.reset(token)
-
-
-def leave(room: int) -> None:
-    """Says how much a file has left of its room to those that share it."""
-    if shared := _SHARED.get():
-        shared[0] = min(shared[0], max(0, room))
-
-
-def _granted() -> int:
-    """What the user grants any file, in bytes."""
-    said = os.environ.get(MEMORY, "")
-    return int(said) * 10**6 if said.isdecimal() and len(said) < 9 else 0
 
 
 def quoted(text: str) -> str:

@@ -41,10 +41,6 @@ Steps = Mapping[str, Callable[["Machine"], bool]]
 MAX_ITEMS = 2_000_000
 _TABLE = [*TABLE]
 _TABLE[0x28] = mark  # of a tensor all at once
-# Bytes of memory that tensors take of the room of a file, which leaves some for the rest; what they may take beyond.
-_WITHIN, _MOST_HELD = 31 << 20, 160 << 20
-# What a word with its value may take, of so many.
-_WORD, _MOST_WORDS = 175, 265_000
 # In a memo slot that was left out.
 _UNSET = object()
 
@@ -93,8 +89,6 @@ class Machine(Input):
         self.globals: dict[str, Global] = {}
         self.names: dict[str, None] = {}
         self.room = room
-        self.words = 0
-        self.reserve = _WITHIN
         self.let_go = 0
         self.memoizes = False
         self.shared: set[int] = set()
@@ -130,23 +124,6 @@ class Machine(Input):
         text = super().line()
         self.room -= len(text)
         return text
-
-    def hold(self, taken: int, most: int) -> None:
-        """Counts a tensor, or a part of an index, that was read in one step, as picklers write it.
-
-        Those may take more than the room of a file, where there is little else: `most` is what one may take with all
-        that is around it.
-        """
-        self.room -= taken
-        if self.reserve <= 0 < self.reserve + _MOST_HELD:
-            self.room += most
-        self.reserve -= most
-
-    def meet_words(self, count: int) -> None:
-        """Grants the same to new keys of a dict, which are the words of a vocabulary, up to as many as people save."""
-        count = min(count, _MOST_WORDS - self.words)
-        self.words += count
-        self.hold(0, count * _WORD)
 
     def carry_out(self, end: int) -> None:
         """The opcodes up to a place in what is at hand where one ends."""

@@ -12,8 +12,9 @@ import struct
 from types import MappingProxyType
 
 from ckpt_cli.errors import CkptError
-from ckpt_cli.formats._inert import Malformed, room_of_a_file
+from ckpt_cli.formats._inert import Malformed
 from ckpt_cli.formats._machine import Constants, Find, Functions, Loaded, Machine, Steps
+from ckpt_cli.formats._room import room_of_a_file
 from ckpt_cli.formats._stream import Stream
 
 _MOST_SAID = 200
@@ -33,7 +34,7 @@ def load(
     `persistent` turns a persistent id into a value. `room` is what other pickles of the file have left; `steps` make
     objects all at once. Raises Malformed, or RunsCode at the first such name.
     """
-    room = room_of_a_file() if room is None else room
+    room = room_of_a_file(stream.file) if room is None else room
     machine = Machine(b"", constants, functions, persistent, 0, room, stream, steps)
     try:
         return machine.run()

@@ -20,22 +20,24 @@ _NEAR = 256
 class Stream(NamedTuple):
     """`length` bytes in blocks, of which the first stands at byte `start`, as messages count.
 
-    `asked` says of a pickle which memo slots it asks for again, as `asked_for` found; None where nobody looked.
+    `file` is how many bytes the file has that they stand in, which says what their contents may take. `asked` says of a
+    pickle which memo slots it asks for again, as `asked_for` found; None where nobody looked.
     """
 
     blocks: Iterator[bytes]
     length: int
+    file: int
     start: int = 0
     asked: bytearray | None = None
 
 
 def whole(data: bytes) -> Stream:
-    return Stream(iter((data,)), len(data))
+    return Stream(iter((data,)), len(data), len(data))
 
 
 def range_of(source: ByteSource, start: int, end: int) -> Stream:
     """The bytes of a source from `start` to `end`."""
-    return Stream(blocks(source, start, end), end - start, start)
+    return Stream(blocks(source, start, end), end - start, source.size, start)
 
 
 def blocks(source: ByteSource, start: int, end: int) -> Iterator[bytes]:

@@ -7,10 +7,10 @@ from typing import Any, NamedTuple
 
 from ckpt_cli.checkpoint import TensorInfo
 from ckpt_cli.errors import CkptError
-from ckpt_cli.formats import _inert
 from ckpt_cli.formats._inert import Attributed, Costly, Global, Long, Opaque, Ordered, length_of
 from ckpt_cli.formats._known import known
 from ckpt_cli.formats._members import ITSELF, as_json, empty_as_json, key_text, kind_of, members_of, weight_of
+from ckpt_cli.formats._room import leave
 from ckpt_cli.formats._values import MANY, Run, Values, is_clear, kinds, leaves, size_of
 
 # Python's pickler stops at its own limit of calls, 1000 by default. Names grow with the depth.
@@ -45,8 +45,8 @@ class Flat(NamedTuple):
     kinds: Mapping[str, str]
 
 
-def flatten(root: Any, size: int | None = None, room: int | None = None, shared: Set[int] | None = None) -> Flat:
-    """What a pickle of `size` bytes held, by name, where there is `room` for it (see `_inert.room_of_a_file`).
+def flatten(root: Any, size: int, room: int, shared: Set[int] | None = None) -> Flat:
+    """What a pickle of `size` bytes held, by name, where there is `room` for it (see `_room`).
 
     `shared` are the containers that stand in more than one place, where that is known.
 
@@ -54,12 +54,11 @@ def flatten(root: Any, size: int | None = None, room: int | None = None, shared:
     as. So a few kilobytes that unfold to 2**60 leaves cost what they weigh. Raises CkptError for what is nested
     deeper than MAX_DEPTH, and for what unfolds to more names or characters than its size allows.
     """
-    size = MAX_NAMES if size is None else size
-    walk = _Walk(root, size, _inert.room_of_a_file() if room is None else room, shared)
+    walk = _Walk(root, size, room, shared)
     try:
         walk.run()
     finally:
-        _inert.leave(walk.room)
+        leave(walk.room)
     if not any(type(value) is Run for value in walk.values.values()):
         return Flat(tuple(walk.tensors), walk.values, walk.kinds)
     return Flat(tuple(walk.tensors), Values(walk.values, leaves), Values(walk.kinds, kinds))

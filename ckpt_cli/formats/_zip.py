@@ -245,7 +245,7 @@ def checked_stream(source: ByteSource, archive: Archive, record: Record, limit: 
             kind="crc-mismatch",
             record=record.name,
         )
-    return Stream(unpacked(source, record, start), record.bytes)
+    return Stream(unpacked(source, record, start), record.bytes, source.size)
 
 
 def _stored(source: ByteSource, record: Record, start: int) -> Iterator[bytes]:

@@ -18,8 +18,9 @@ from ckpt_cli.formats import ByteSource, Files, Window, formats
 from ckpt_cli.formats._dcp_classes import MODULES, Key, Slice
 from ckpt_cli.formats._dcp_index import Chunk, IndexedTensor, read_index
 from ckpt_cli.formats._dtypes import ITEMSIZE
-from ckpt_cli.formats._inert import Costly, RunsCode, quoted, sharing_room, shown
+from ckpt_cli.formats._inert import Costly, RunsCode, quoted, shown
 from ckpt_cli.formats._joined import Joined, Part
+from ckpt_cli.formats._room import sharing_room
 from ckpt_cli.shapes import contiguous_stride, tiling_fault
 
 NAME = "dcp"

@@ -17,7 +17,8 @@ from ckpt_cli.errors import CkptError, Damaged, counted
 from ckpt_cli.formats import ByteSource
 from ckpt_cli.formats._dtypes import ITEMSIZE
 from ckpt_cli.formats._header import METADATA, Refused, Repeated, check_depth, members
-from ckpt_cli.formats._inert import Costly, quoted, room_of_a_file
+from ckpt_cli.formats._inert import Costly, quoted
+from ckpt_cli.formats._room import room_of_a_file
 from ckpt_cli.shapes import contiguous_stride
 
 NAME = "safetensors"
@@ -28,7 +29,7 @@ _MAX_EMPTY = 30_000
 _MAX_TWICE = 100_000
 # Bytes of memory that a tensor of a few dimensions is counted as, besides its name, and each dimension more, of which
 # there may be any number.
-_TENSOR, _FEW, _DIMENSION = 325, 4, 56
+_TENSOR, _FEW, _DIMENSION = 875, 4, 56
 _U64 = 2**64
 # Where its bytes begin and end, and its dtype code and shape, as the header has them.
 _Described = tuple[int, int, str, tuple[int, ...]]
@@ -122,15 +123,16 @@ def _header(source: ByteSource) -> tuple[dict[str, _Placed], dict[str, str] | No
     described: dict[str, _Described] = {}
     told: list[Any] = []
     nothing = twice = 0
-    room = room_of_a_file()
+    room = room_of_a_file(source.size)
     try:
         for name, entry in members(source, 8, 8 + length):
             if name != METADATA:
                 # Of two that are called alike the library reads both, and forgets the first before it looks at sizes.
                 twice += name in described
+                room -= 0 if name in described else _TENSOR + len(name)
                 described[name] = found = _described(source, name, entry)
                 nothing += found[0] == found[1]
-                room -= _TENSOR + len(name) + _DIMENSION * max(0, len(found[3]) - _FEW)
+                room -= _DIMENSION * max(0, len(found[3]) - _FEW)
                 if room < 0:
                     raise Costly(f", with {len(described)} tensors")
             elif told or not isinstance(entry, (dict, type(None))):
