@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ckpt_cli.checkpoint import Checkpoint as Checkpoint
-    from ckpt_cli.checkpoint import TensorFile as TensorFile
-    from ckpt_cli.checkpoint import TensorInfo as TensorInfo
     from ckpt_cli.convert import convert as convert
     from ckpt_cli.discover import discover as discover
     from ckpt_cli.errors import CkptError as CkptError
     from ckpt_cli.retain import make_plan as make_plan
+    from ckpt_cli.tensor_file import TensorFile as TensorFile
+    from ckpt_cli.tensor_file import TensorInfo as TensorInfo
     from ckpt_cli.tensors import read_tensors as read_tensors
     from ckpt_cli.training import build_model as build_model
     from ckpt_cli.training import find_largest_model as find_largest_model

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 
-from ckpt_cli.checkpoint import Storage
 from ckpt_cli.errors import CkptError, Interrupted
 from ckpt_cli.formats import ByteSource, Window
 from ckpt_cli.inflate import Inflated
+from ckpt_cli.tensor_file import Storage
 from ckpt_cli.tensors import RANGE, crc32, range_crc32, ranges
 
 Tick = Callable[[int], None]

@@ -13,10 +13,11 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
-from ckpt_cli.checkpoint import Checkpoint, TensorFile, TensorInfo
+from ckpt_cli.checkpoint import Checkpoint
 from ckpt_cli.leaves import all_values, flat, put_all, unused
 from ckpt_cli.metadata import read_metadata
 from ckpt_cli.origin import unwrapped
+from ckpt_cli.tensor_file import TensorFile, TensorInfo
 from ckpt_cli.ties import view_of
 
 _OURS = "__metadata__.ckpt."

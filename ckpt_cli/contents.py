@@ -12,12 +12,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from shlex import quote
 from typing import Any
 
-from ckpt_cli.checkpoint import Checkpoint, Part, Piece, Role, TensorFile, TensorInfo
+from ckpt_cli.checkpoint import Checkpoint, Part, Role
 from ckpt_cli.errors import CkptError, Damaged, counted
 from ckpt_cli.formats import FileSource
 from ckpt_cli.formats._joined import Joined, streamed
 from ckpt_cli.formats._joined import Part as Named
 from ckpt_cli.shapes import contiguous_stride, tiling_fault
+from ckpt_cli.tensor_file import Piece, TensorFile, TensorInfo
 from ckpt_cli.tensors import read_index, read_tensors
 
 # Of a checkpoint, but nothing that holds tensors.

@@ -12,7 +12,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from ckpt_cli import casts, places, safetensors_writer, torch_writer
-from ckpt_cli.checkpoint import Checkpoint, TensorFile, TensorInfo
+from ckpt_cli.checkpoint import Checkpoint
 from ckpt_cli.contents import paths_of, read_files
 from ckpt_cli.errors import CkptError, Damaged
 from ckpt_cli.formats._dtypes import ITEMSIZE
@@ -23,6 +23,7 @@ from ckpt_cli.origin import Origin, gather, told_kinds
 from ckpt_cli.parallel import put_together
 from ckpt_cli.provenance import CONFIGS, META, fingerprint, metadata_of
 from ckpt_cli.recipe import Recipe, Request, joined
+from ckpt_cli.tensor_file import TensorFile, TensorInfo
 from ckpt_cli.tensors import read_tensors, readable
 from ckpt_cli.ties import Alias, untie_equals
 from ckpt_cli.writing import Output, item_bytes, write

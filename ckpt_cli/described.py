@@ -7,19 +7,20 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from ckpt_cli.checkpoint import Checkpoint, TensorFile, TensorInfo, newest
+from ckpt_cli.checkpoint import Checkpoint, newest
 from ckpt_cli.contents import paths_of
 from ckpt_cli.discover import SOURCES, discover
 from ckpt_cli.errors import CkptError
 from ckpt_cli.families import Assumption, Described
 from ckpt_cli.formats import dcp
 from ckpt_cli.items import Mapped
-from ckpt_cli.layouts import read_json
 from ckpt_cli.mapping import differing, object_at, object_of, plan, together
 from ckpt_cli.maps import naming_of
 from ckpt_cli.metadata import nested, read_metadata
 from ckpt_cli.origin import Origin, gather
 from ckpt_cli.provenance import CONFIGS, META
+from ckpt_cli.small_files import read_json
+from ckpt_cli.tensor_file import TensorFile, TensorInfo
 
 _BASE = "base"
 # The keys under which trainers keep a state dict that has company, and the wrapper of several devices.

@@ -11,9 +11,9 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from ckpt_cli.checkpoint import TensorInfo
 from ckpt_cli.formats import Files
 from ckpt_cli.leaves import alike
+from ckpt_cli.tensor_file import TensorInfo
 from ckpt_cli.tensors import checked_blocks, readable, storages_of
 
 if TYPE_CHECKING:

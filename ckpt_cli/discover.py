@@ -9,9 +9,10 @@ from contextlib import suppress
 from functools import cache, partial
 from typing import Any, NamedTuple
 
-from ckpt_cli.checkpoint import Checkpoint, TensorFile, in_order
+from ckpt_cli.checkpoint import Checkpoint, in_order
 from ckpt_cli.errors import CkptError
 from ckpt_cli.layouts import LAST_RESORT, TRASH, Folder, layouts
+from ckpt_cli.tensor_file import TensorFile
 from ckpt_cli.unfinished import left_over, settled
 
 # Directory name -> source, in the order in which a default is looked for. One day of 2026 wrote `sft_checkpoints`.

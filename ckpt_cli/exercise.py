@@ -7,12 +7,12 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from ckpt_cli.checkpoint import TensorInfo
 from ckpt_cli.errors import CkptError, Damaged, counted
 from ckpt_cli.families import Blueprint
 from ckpt_cli.fitting import Shard
 from ckpt_cli.items import Item
 from ckpt_cli.resuming import Placed
+from ckpt_cli.tensor_file import TensorInfo
 from ckpt_cli.weights import Weights
 
 if TYPE_CHECKING:

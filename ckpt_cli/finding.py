@@ -16,12 +16,12 @@ from ckpt_cli.checkpoint import Checkpoint
 from ckpt_cli.discover import MAX_DEPTH, discover
 from ckpt_cli.errors import NOT_LOOKED_INTO, CkptError, Damaged, NotFound, counted
 from ckpt_cli.integrity import Job, check_file
-from ckpt_cli.layouts import read_json
 from ckpt_cli.query import listing
 from ckpt_cli.root import settled_root
 from ckpt_cli.saving import ASIDE, part_path
 from ckpt_cli.selector import default_run
 from ckpt_cli.settings import Settings, load
+from ckpt_cli.small_files import read_json
 from ckpt_cli.verify import REMARKS
 
 _MODEL = re.compile(r"model_([0-9]+)\.pt")

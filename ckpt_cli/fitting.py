@@ -11,12 +11,13 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
-from ckpt_cli.checkpoint import Checkpoint, TensorFile, TensorInfo
+from ckpt_cli.checkpoint import Checkpoint
 from ckpt_cli.contents import as_one, optimizer_files, read_files
 from ckpt_cli.errors import CkptError, Damaged, counted
 from ckpt_cli.optimizer import OptimizerState, optimizer_state
 from ckpt_cli.origin import unwrapped
 from ckpt_cli.param_groups import Draft, groups_of
+from ckpt_cli.tensor_file import TensorFile, TensorInfo
 
 Shape = tuple[int, ...]
 # Trainers that hand every parameter of the model to their optimizers, and the one that shards them by itself.

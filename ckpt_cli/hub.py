@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable
 
-from ckpt_cli.checkpoint import Storage, TensorInfo
 from ckpt_cli.formats import ByteSource
 from ckpt_cli.items import Item
+from ckpt_cli.tensor_file import Storage, TensorInfo
 from ckpt_cli.writing import Output
 
 _TOKENIZERS = frozenset({"tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "tekken.json"})

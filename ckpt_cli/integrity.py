@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 from typing import Any, Literal, NamedTuple
 
-from ckpt_cli.checkpoint import Problem, Storage, TensorFile
+from ckpt_cli.checkpoint import Problem
 from ckpt_cli.checksums import Digest, Tick, is_zero, read_all
 from ckpt_cli.errors import CkptError, Damaged, Interrupted, counted
 from ckpt_cli.formats import ByteSource, FileSource
 from ckpt_cli.formats._inert import Costly
-from ckpt_cli.layouts import MAX_JSON_BYTES, read_json
 from ckpt_cli.slices import Archive, Kinds, Slice, batches, full_name, placed
+from ckpt_cli.small_files import MAX_JSON_BYTES, read_json
+from ckpt_cli.tensor_file import Storage, TensorFile
 from ckpt_cli.tensors import about, recognise
 
 Kind = Literal["tensors", "any", "json", "plain"]
@@ -95,7 +96,7 @@ def check_file(job: Job, tick: Tick = lambda count: None) -> Checked:
                 return _check_tensors(source, job, tick)
             if job.kind == "json" and not source.size:
                 raise Damaged(f"{os.path.basename(job.path)} is empty", kind="empty-file")
-            value = read_json(job.path) if job.kind == "json" else None
+            value = _json(job.path) if job.kind == "json" else None
             digest = Digest(source, tick) if job.digest else None
             return Checked(job.path, sha256=digest.finish() if digest else None, value=value)
     except Interrupted:
@@ -104,6 +105,16 @@ def check_file(job: Job, tick: Tick = lambda count: None) -> Checked:
         garbled = "bad-index" if ".index." in os.path.basename(job.path) else "bad-meta"
         fallback = garbled if job.kind == "json" else None
         return Checked(job.path, (problem_of(error, job.path, fallback),))
+
+
+def _json(path: str) -> Any:
+    """What it holds; None of what is too large to look into, as a log that grows without limit is: it may be whole."""
+    try:
+        return read_json(path)
+    except CkptError as error:
+        if error.kind != Costly.kind:
+            raise
+        return None
 
 
 def problem_of(error: CkptError, path: str, fallback: str | None = None) -> Problem:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from ckpt_cli.checkpoint import TensorInfo
+from ckpt_cli.tensor_file import TensorInfo
 
 
 class Item(NamedTuple):

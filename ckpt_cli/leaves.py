@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Iterable, Mapping
 from itertools import chain, count
 from shlex import quote
 from typing import Any
 
-from ckpt_cli.checkpoint import TensorFile
 from ckpt_cli.errors import CkptError
 from ckpt_cli.formats._inert import Costly
-from ckpt_cli.formats._room import MEMORY, room_of_a_file
+from ckpt_cli.room import MEMORY, room_of_a_file
+from ckpt_cli.tensor_file import TensorFile
 
-# Bytes of memory that a value and its name take.
-_NAMED = 350
+# Bytes of memory that a value and its name take; and where the value is there already, in JSON.
+_NAMED, _LEAF = 520, 250
 # Names alike that are told apart by the next number.
 _MANY = 100
 
@@ -22,17 +23,28 @@ _MANY = 100
 def all_values(file: TensorFile) -> dict[str, Any]:
     """The values of a file, held by name all at once. Raises CkptError where that would take more memory than a file
     gets unasked."""
-    most, there = room_of_a_file() // _NAMED, len(file.values)
-    if there <= most:
+    there = len(file.values)
+    if there <= room_of_a_file() // _NAMED or there <= (most := room_of_a_file(_size(file.path)) // _NAMED):
         return dict(file.values)
     what = f"{file.path} holds {there} values beside its tensors, of which no more than {most} are looked at together"
     lists = f"`ckpt inspect tensors {quote(file.path)} --values` lists them"
     raise CkptError(what, f"{lists}, {MEMORY}=1000 lets a file that you trust take 1 GB", file.path, kind=Costly.kind)
 
 
+def _size(path: str) -> int:
+    try:
+        return os.stat(path).st_size
+    except OSError:
+        return 0
+
+
 def flat(value: Any, name: str = "") -> dict[str, Any]:
-    """The leaves of nested objects and lists by dotted key, list indexes among them; empty ones are leaves."""
+    """The leaves of nested objects and lists by dotted key, list indexes among them; empty ones are leaves.
+
+    Raises CkptError where they are more than are held by name at once.
+    """
     leaves: dict[str, Any] = {}
+    most = room_of_a_file() // _LEAF
     pending: list[tuple[str, Any]] = [(name, value)]
     while pending:
         name, item = pending.pop()
@@ -46,6 +58,10 @@ def flat(value: Any, name: str = "") -> dict[str, Any]:
             pending.extend(reversed(inner))
         else:
             put_all(leaves, {name or "<root>": item})
+        if len(leaves) + len(inner) > most:
+            what = f"the metadata holds more than {most} values, which are not named together unasked"
+            hint = f"`ckpt inspect meta --json` prints them, {MEMORY}=1000 lets metadata that you trust take 1 GB"
+            raise CkptError(what, hint, kind=Costly.kind)
     return leaves
 
 

@@ -14,7 +14,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, Literal, NamedTuple
 
 from ckpt_cli import exercise, fitting, rebuild, resuming
-from ckpt_cli.checkpoint import Problem, TensorFile
+from ckpt_cli.checkpoint import Problem
 from ckpt_cli.contents import read_files
 from ckpt_cli.described import describe, model_paths
 from ckpt_cli.errors import CkptError, Damaged, counted
@@ -24,6 +24,7 @@ from ckpt_cli.formats import dcp, safetensors
 from ckpt_cli.orders import Order
 from ckpt_cli.safetensors_writer import of_bytes
 from ckpt_cli.soundness import Soundness, check
+from ckpt_cli.tensor_file import TensorFile
 from ckpt_cli.vocabulary import fits
 from ckpt_cli.weights import peak_memory
 from ckpt_cli.writing import write

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from ckpt_cli.checkpoint import TensorFile, TensorInfo
 from ckpt_cli.sharing import Sharing, sharing
+from ckpt_cli.tensor_file import TensorFile, TensorInfo
 
 if TYPE_CHECKING:
     from ckpt_cli.stats import Reading

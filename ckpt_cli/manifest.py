@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping
 from ckpt_cli.atomic import staged, write_all
 from ckpt_cli.checkpoint import OURS, Checkpoint, Part
 from ckpt_cli.errors import CkptError, Damaged
-from ckpt_cli.layouts import without_waiting
+from ckpt_cli.small_files import without_waiting
 
 SUFFIX = ".sha256"
 _FOLDER_NAME = "ckpt.sha256"

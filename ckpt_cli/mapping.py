@@ -13,15 +13,16 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any, cast
 
-from ckpt_cli.checkpoint import Checkpoint, TensorFile, TensorInfo
+from ckpt_cli.checkpoint import Checkpoint
 from ckpt_cli.difference import equal, paired
 from ckpt_cli.errors import CkptError, Damaged
 from ckpt_cli.formats import Files
 from ckpt_cli.items import Mapped
-from ckpt_cli.layouts import read_json
 from ckpt_cli.maps import Source, carried, naming_of, split
 from ckpt_cli.origin import header_of, unwrapped
 from ckpt_cli.provenance import CONFIGS, META
+from ckpt_cli.small_files import read_json
+from ckpt_cli.tensor_file import TensorFile, TensorInfo
 from ckpt_cli.tensors import blocks, checked_blocks, readable, unpacked
 
 _CODES = {"float64": "d", "float32": "f", "float16": "e"}

@@ -6,13 +6,14 @@ import os
 import re
 from typing import Any
 
-from ckpt_cli.checkpoint import Checkpoint, Part, Role, TensorFile
+from ckpt_cli.checkpoint import Checkpoint, Part, Role
 from ckpt_cli.contents import paths_of, read_files
 from ckpt_cli.errors import CkptError, Damaged
 from ckpt_cli.formats import Files
-from ckpt_cli.layouts import read_json
 from ckpt_cli.leaves import all_values
 from ckpt_cli.scalars import Numbers
+from ckpt_cli.small_files import read_json
+from ckpt_cli.tensor_file import TensorFile
 
 # Dots in a name: one that has more is kept as it is.
 _MAX_LEVELS = 100

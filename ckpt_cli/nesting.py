@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from ckpt_cli.checkpoint import referred
 from ckpt_cli.pickling import Ordered, View
+from ckpt_cli.tensor_file import referred
 
 _CONTAINERS = frozenset({"dict", "ordered", "mixed", "ints", "list", "tuple", "object"})
 

@@ -10,10 +10,10 @@ import os
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
-from ckpt_cli.checkpoint import TensorFile, TensorInfo
 from ckpt_cli.formats import Files
 from ckpt_cli.param_groups import Draft, groups_of
 from ckpt_cli.scalars import Numbers
+from ckpt_cli.tensor_file import TensorFile, TensorInfo
 
 Steps = tuple["int | float", "int | float"]
 

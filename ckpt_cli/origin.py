@@ -10,10 +10,10 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from ckpt_cli.checkpoint import TensorFile, TensorInfo
 from ckpt_cli.errors import CkptError
 from ckpt_cli.formats import safetensors
 from ckpt_cli.leaves import all_values
+from ckpt_cli.tensor_file import TensorFile, TensorInfo
 from ckpt_cli.ties import Alias, recorded, untie
 
 # torch.compile wraps the module, and every name under it gets this piece, once for each time.

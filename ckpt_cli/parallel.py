@@ -11,10 +11,10 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from ckpt_cli.checkpoint import Piece, TensorFile, TensorInfo
 from ckpt_cli.errors import CkptError, Damaged, counted
 from ckpt_cli.formats import Files
 from ckpt_cli.shapes import contiguous_stride
+from ckpt_cli.tensor_file import Piece, TensorFile, TensorInfo
 from ckpt_cli.tensors import digest
 
 _ROWS = re.compile(r"layers\.[0-9]+\.(?:attention\.w[qkv]|feed_forward\.w[13])\.weight|output\.weight")

@@ -13,7 +13,7 @@ from itertools import chain
 from sys import intern
 from typing import Any, NamedTuple
 
-from ckpt_cli.checkpoint import TensorFile, referred
+from ckpt_cli.tensor_file import TensorFile, referred
 
 # States that tell an optimizer where its groups are not in the file; others could be anything's.
 _TELLING = ("exp_avg", "exp_avg_sq", "momentum_buffer")

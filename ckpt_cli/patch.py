@@ -14,12 +14,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from ckpt_cli import jsontext, pickle_edit, torch_patch
-from ckpt_cli.checkpoint import Checkpoint, TensorFile
+from ckpt_cli.checkpoint import Checkpoint
 from ckpt_cli.errors import CkptError
 from ckpt_cli.formats import FileSource
 from ckpt_cli.leaves import all_values
 from ckpt_cli.metadata import nested
 from ckpt_cli.migrations import MISSING
+from ckpt_cli.small_files import check_weight
+from ckpt_cli.tensor_file import TensorFile
 
 # The file of a checkpoint that says what its model is: by layout, else the first of these there is.
 _CONFIGS = ("config.json", "params.json")
@@ -101,6 +103,7 @@ def _read_document(path: str, layout: str) -> Document:
             if source.size > jsontext.MAX_BYTES:
                 raise CkptError(f"{path} is too large for metadata: {source.size} bytes", path=path)
             data = source.read_at(0, source.size)
+        check_weight(data, path)
         value = jsontext.read(data, path).value
         if not isinstance(value, dict):
             raise CkptError(f"{path} holds a JSON {type(value).__name__}, not an object", path=path)

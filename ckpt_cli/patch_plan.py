@@ -10,7 +10,7 @@ from functools import cache, partial
 from shlex import quote
 from typing import Any, Literal, NamedTuple
 
-from ckpt_cli.checkpoint import Checkpoint, Problem, TensorFile
+from ckpt_cli.checkpoint import Checkpoint, Problem
 from ckpt_cli.contents import read_files
 from ckpt_cli.described import base_metadata, model_paths
 from ckpt_cli.discover import SOURCES
@@ -19,6 +19,7 @@ from ckpt_cli.maps import naming_of
 from ckpt_cli.migrations import MISSING, Subject, beyond, findings, unseen
 from ckpt_cli.origin import unwrapped
 from ckpt_cli.patch import Change, Document, apply, document_of, kept_float, located, misfit, mistyped, same
+from ckpt_cli.tensor_file import TensorFile
 
 _FORCE = "--force sets it all the same"
 _WINDOWS = re.compile("[SsLl]+")

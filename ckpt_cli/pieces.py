@@ -6,8 +6,8 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import product
 
-from ckpt_cli.checkpoint import Piece, TensorInfo
 from ckpt_cli.shapes import Box
+from ckpt_cli.tensor_file import Piece, TensorInfo
 from ckpt_cli.views import BLOCK
 
 

@@ -7,9 +7,10 @@ import json
 import os
 from collections.abc import Iterable, Sequence
 
-from ckpt_cli.checkpoint import Checkpoint, TensorFile
+from ckpt_cli.checkpoint import Checkpoint
 from ckpt_cli.errors import CkptError
-from ckpt_cli.layouts import read_json
+from ckpt_cli.small_files import read_json
+from ckpt_cli.tensor_file import TensorFile
 
 # The texts of a safetensors header that hold a small file word for word.
 META = "ckpt.meta"

@@ -10,13 +10,14 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from ckpt_cli.checkpoint import Checkpoint, TensorFile, TensorInfo
+from ckpt_cli.checkpoint import Checkpoint
 from ckpt_cli.errors import CkptError
 from ckpt_cli.families import Blueprint
 from ckpt_cli.fitting import Shape, Shard, assignment
 from ckpt_cli.items import Item
 from ckpt_cli.mapping import plan
 from ckpt_cli.param_groups import Draft
+from ckpt_cli.tensor_file import TensorFile, TensorInfo
 from ckpt_cli.views import is_contiguous
 
 # torchtune's modules: of a decoder, and of a layer in the order that version 0.1 had, and later ones.

@@ -6,11 +6,11 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ckpt_cli.checkpoint import TensorInfo
 from ckpt_cli.errors import CkptError
 from ckpt_cli.formats import ByteSource, safetensors
 from ckpt_cli.formats._header import MAX_METADATA
 from ckpt_cli.items import Item
+from ckpt_cli.tensor_file import TensorInfo
 from ckpt_cli.ties import Alias, written
 from ckpt_cli.writing import Output, item_bytes
 

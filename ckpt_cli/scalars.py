@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 import struct
 
-from ckpt_cli.checkpoint import TensorInfo
 from ckpt_cli.formats import Files
+from ckpt_cli.tensor_file import TensorInfo
 from ckpt_cli.tensors import checked_blocks, crc32, readable
 
 _FORMS = {

@@ -25,8 +25,8 @@ from typing import Any, NamedTuple
 
 from ckpt_cli.discover import GRACE_SECONDS, SOURCES, is_skipped
 from ckpt_cli.errors import CkptError
-from ckpt_cli.layouts import without_waiting
 from ckpt_cli.metrics import parse_metric
+from ckpt_cli.small_files import without_waiting
 
 FILE = "ckpt.toml"
 _PROJECT = "pyproject.toml"

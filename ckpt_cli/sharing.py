@@ -6,7 +6,7 @@ from bisect import bisect_right
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from ckpt_cli.checkpoint import TensorInfo
+from ckpt_cli.tensor_file import TensorInfo
 from ckpt_cli.views import is_contiguous
 
 

@@ -10,10 +10,10 @@ from collections.abc import Hashable, Iterator, Sequence
 from itertools import pairwise
 from typing import NamedTuple
 
-from ckpt_cli.checkpoint import Storage
 from ckpt_cli.formats import ByteSource, Window
 from ckpt_cli.formats._inert import Costly
-from ckpt_cli.formats._room import room_of_a_file
+from ckpt_cli.room import room_of_a_file
+from ckpt_cli.tensor_file import Storage
 
 # Bytes of an archive that are read at once: of a larger one the data, which is most of it, is left out. And bytes that
 # are kept of a kind: torch writes some fifteen hundred around the data. Kinds of one size and sort.

@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from ckpt_cli import fitting, manifest
-from ckpt_cli.checkpoint import Checkpoint, Problem, TensorFile
+from ckpt_cli.checkpoint import Checkpoint, Problem
 from ckpt_cli.integrity import Job, check_file, kind_of, slices_of
 from ckpt_cli.slices import Slice
+from ckpt_cli.tensor_file import TensorFile
 
 # Threads that share the records of one file.
 _LANES = 2

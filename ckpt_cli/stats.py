@@ -11,9 +11,9 @@ import math
 from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
-from ckpt_cli.checkpoint import TensorInfo
 from ckpt_cli.decoding import INTEGERS, Arrays, arrays, countable
 from ckpt_cli.formats import Files
+from ckpt_cli.tensor_file import TensorInfo
 from ckpt_cli.tensors import checked_blocks, readable
 
 # Elements summed up at a time: as float64 they stay in the cache.

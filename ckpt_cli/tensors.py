@@ -6,11 +6,11 @@ import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from ckpt_cli.checkpoint import Storage, TensorFile, TensorInfo
 from ckpt_cli.errors import CkptError, Damaged, counted
 from ckpt_cli.formats import ByteSource, Files, FileSource, Format, Window, formats
 from ckpt_cli.inflate import Inflated
 from ckpt_cli.pieces import joined
+from ckpt_cli.tensor_file import Storage, TensorFile, TensorInfo
 from ckpt_cli.views import gathered, is_contiguous
 
 # Bytes read at a time of contiguous ranges: they fit the processor's cache so.

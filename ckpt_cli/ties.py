@@ -8,11 +8,11 @@ from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from ckpt_cli.checkpoint import TensorInfo
 from ckpt_cli.errors import CkptError
 from ckpt_cli.formats._dtypes import ITEMSIZE
 from ckpt_cli.items import Item
 from ckpt_cli.shapes import MAX_BYTES, are_sizes, contiguous_stride
+from ckpt_cli.tensor_file import TensorInfo
 from ckpt_cli.views import is_contiguous
 
 

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from ckpt_cli.checkpoint import Storage, TensorFile, TensorInfo
 from ckpt_cli.errors import CkptError
 from ckpt_cli.formats import ByteSource, FileSource, _records, _zip, torch_zip
 from ckpt_cli.items import Item
+from ckpt_cli.tensor_file import Storage, TensorFile, TensorInfo
 from ckpt_cli.torch_writer import zipped
 from ckpt_cli.writing import Output
 

@@ -11,7 +11,6 @@ import struct
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from ckpt_cli.checkpoint import TensorInfo
 from ckpt_cli.errors import CkptError
 from ckpt_cli.formats import ByteSource, torch_zip
 from ckpt_cli.formats._dtypes import ITEMSIZE
@@ -19,6 +18,7 @@ from ckpt_cli.items import Item
 from ckpt_cli.nesting import is_flat, nested
 from ckpt_cli.pickling import Ordered, View, dumps
 from ckpt_cli.shapes import contiguous_stride
+from ckpt_cli.tensor_file import TensorInfo
 from ckpt_cli.tensors import crc32
 from ckpt_cli.ties import Alias
 from ckpt_cli.writing import Late, Output, Segment, size_of

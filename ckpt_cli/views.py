@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 
-from ckpt_cli.checkpoint import TensorInfo
 from ckpt_cli.formats import ByteSource
+from ckpt_cli.tensor_file import TensorInfo
 
 # Bytes gathered at a time.
 BLOCK = 8 << 20

@@ -11,9 +11,9 @@ import sys
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from ckpt_cli.checkpoint import Storage, TensorInfo
 from ckpt_cli.errors import CkptError, Damaged
 from ckpt_cli.formats import Files
+from ckpt_cli.tensor_file import Storage, TensorInfo
 from ckpt_cli.tensors import blocks, readable, unpacked
 
 if TYPE_CHECKING:

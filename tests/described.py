@@ -7,10 +7,10 @@ from typing import Any
 
 import torch
 
-from ckpt_cli.checkpoint import TensorInfo
 from ckpt_cli.errors import CkptError
 from ckpt_cli.families import Blueprint, Described
 from ckpt_cli.items import Item, Mapped
+from ckpt_cli.tensor_file import TensorInfo
 
 State = Mapping[str, torch.Tensor]
 

@@ -31,8 +31,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ckpt_cli.checkpoint import TensorFile, TensorInfo
 from ckpt_cli.errors import CkptError, Damaged
+from ckpt_cli.tensor_file import TensorFile, TensorInfo
 from ckpt_cli.tensors import recognise
 from tests.builders import Entry, field_names, name, number, storage, tensor, text, torch_entries, zip_file
 from tests.hostile import cases

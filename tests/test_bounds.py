@@ -23,19 +23,19 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from ckpt_cli import inflate, manifest
-from ckpt_cli.checkpoint import Storage, TensorFile, TensorInfo
+from ckpt_cli import inflate, manifest, room
 from ckpt_cli.comparable import tensors_of
 from ckpt_cli.discover import discover
 from ckpt_cli.errors import CkptError, Damaged
-from ckpt_cli.formats import Files, FileSource, _pickle, _room
+from ckpt_cli.formats import Files, FileSource, _pickle
 from ckpt_cli.formats._stream import whole
-from ckpt_cli.layouts import read_json
 from ckpt_cli.layouts._weights import weights_in
 from ckpt_cli.leaves import flat
 from ckpt_cli.optimizer import optimizer_state
 from ckpt_cli.settings import NOTHING, load
 from ckpt_cli.shapes import contiguous_stride, tiling_fault
+from ckpt_cli.small_files import read_json
+from ckpt_cli.tensor_file import Storage, TensorFile, TensorInfo
 from ckpt_cli.tensors import blocks, read_tensors, readable
 from tests.builders import (
     call,
@@ -408,16 +408,55 @@ def test_a_mistake_in_a_long_line(tmp_path: Path) -> None:
         load(str(tmp_path), None)
 
 
+DENSE = {
+    "lists": '{"a": [' + "[], " * 1_000_000 + "0]}",
+    "numbers": '{"a": [' + "1," * 2_000_000 + "0]}",
+    "objects": "{" + "".join(f'"{n}": {{}}, ' for n in range(400_000)) + '"z": 0}',
+    "texts": '{"a": [' + '"ab", ' * 700_000 + '"z"]}',
+    "one text": '{"a": "' + "x" * 8_000_000 + "😀" + '"}',
+}
+
+
+@pytest.mark.parametrize("what", DENSE)
+def test_metadata_that_holds_too_much(what: str, call: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Some megabytes of JSON are up to a gigabyte of values: told by what it is written with, before it is read."""
+    path = tmp_path / "made.json"
+    path.write_text(DENSE[what], encoding="utf-8")
+    for command in (("inspect", "meta"), ("inspect", "meta", "--json")):
+        refused = call(*command, path)
+        assert refused.code == 2 and "holds more values than" in refused.err and "hint: CKPT_MEMORY" in refused.err
+    (result,) = call("verify", path, "--json").json["results"]
+    assert (result["status"], result["problems"]) == ("unverifiable", [])  # as a log that grew too long is whole
+    monkeypatch.setenv("CKPT_MEMORY", "1000")
+    assert read_json(str(path))["a" if what != "objects" else "z"] is not None
+
+
+def test_a_long_log_beside_a_large_model(call: Run, tmp_path: Path) -> None:
+    """As transformers writes it: read as long as it is a small part of what lies there."""
+    log = [
+        {"epoch": n / 100, "grad_norm": n / 7, "learning_rate": n / 1e9, "loss": n / 13, "step": n}
+        for n in range(60_000)
+    ]
+    (tmp_path / "trainer_state.json").write_text(json.dumps({"log_history": log}, indent=2))
+    with pytest.raises(CkptError, match="holds more values than"):
+        read_json(str(tmp_path / "trainer_state.json"))
+    with open(tmp_path / "model.safetensors", "wb") as file:
+        file.truncate(1 << 28)
+    assert len(read_json(str(tmp_path / "trainer_state.json"))["log_history"]) == 60_000
+    refused = call("inspect", "meta", tmp_path / "trainer_state.json")
+    assert refused.code == 2 and "not named together" in refused.err and "--json" in refused.err
+
+
 @pytest.mark.parametrize(
     "made", [b"\x8f", b"]", b"}", b"N\x94", b"(", b"N0"], ids=["sets", "lists", "dicts", "memo", "marks", "opcodes"]
 )
 def test_a_pickle_takes_so_much_memory_and_no_more(made: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
     """One byte makes something of up to two hundred: what that takes is counted, and goes by the file's size."""
-    monkeypatch.setattr(_room, "_ROOM", 100_000)
+    monkeypatch.setattr(room, "_ROOM", 100_000)
     data = b"\x80\x04" + made * 20_000 + b"N."
     with pytest.raises(CkptError, match="more memory than"):
         _pickle.load(whole(data), {}, {}, lambda pid: pid)
-    monkeypatch.setattr(_room, "_ROOM", 10_000_000)
+    monkeypatch.setattr(room, "_ROOM", 10_000_000)
     assert _pickle.load(whole(data), {}, {}, lambda pid: pid).value is None
 
 
@@ -448,7 +487,7 @@ def test_a_tensor_of_itself_many_times_over(read: Read) -> None:
 def test_a_file_that_is_trusted_may_take_more(call: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A list of many small dicts, as a long log is: refused, with the way out."""
     torch.save({"log": [{"step": n, "loss": n / 7} for n in range(3_000)]}, tmp_path / "long.pt")
-    monkeypatch.setattr(_room, "_ROOM", 400_000)
+    monkeypatch.setattr(room, "_ROOM", 400_000)
     refused = call("inspect", "tensors", tmp_path / "long.pt")
     assert refused.code == 2 and "more memory than" in refused.err and "hint: CKPT_MEMORY=1000 lets" in refused.err
     (result,) = call("verify", tmp_path / "long.pt", "--json").json["results"]

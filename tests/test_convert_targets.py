@@ -19,7 +19,6 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from ckpt_cli import casts, torch_writer, writing
-from ckpt_cli.checkpoint import Storage, TensorInfo
 from ckpt_cli.convert import plan
 from ckpt_cli.errors import CkptError
 from ckpt_cli.formats import Files
@@ -27,6 +26,7 @@ from ckpt_cli.items import Item
 from ckpt_cli.nesting import nested
 from ckpt_cli.pickling import dumps
 from ckpt_cli.recipe import Request
+from ckpt_cli.tensor_file import Storage, TensorInfo
 from ckpt_cli.tensors import blocks, read_tensors
 from tests.conftest import REPOSITORY, Run
 from tests.test_convert import KEPT, header

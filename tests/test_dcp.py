@@ -38,13 +38,13 @@ from torch.distributed.checkpoint.metadata import (
 from torch.distributed.checkpoint.state_dict_saver import async_save, save
 
 from ckpt_cli import contents
-from ckpt_cli.checkpoint import TensorFile
 from ckpt_cli.discover import discover
 from ckpt_cli.errors import CkptError, Damaged
 from ckpt_cli.formats import FileSource, _dcp_step, dcp
 from ckpt_cli.integrity import Job, check_file, slices_of
 from ckpt_cli.layouts import layout_named
 from ckpt_cli.shapes import tiling_fault
+from ckpt_cli.tensor_file import TensorFile
 from ckpt_cli.tensors import read_index, read_tensors
 from tests.conftest import Run
 from tests.torch_files import flip, told

@@ -13,7 +13,8 @@ import pytest
 from ckpt_cli.checkpoint import Checkpoint, checkpoint_record
 from ckpt_cli.discover import Discovery, discover, natural, place
 from ckpt_cli.errors import CkptError
-from ckpt_cli.layouts import Folder, nanochat, read_json
+from ckpt_cli.layouts import Folder, nanochat
+from ckpt_cli.small_files import read_json
 from tests.conftest import Run
 
 OLD = 1_700_000_000

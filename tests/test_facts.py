@@ -30,11 +30,11 @@ NEVER = """
 MODULES = {
     "list": (34, 190),
     "latest": (34, 190),
-    "inspect meta": (46, 205),
-    "inspect tensors": (69, 225),
-    "verify mid": (75, 240),
-    "prune --keep 1 --dry-run": (92, 250),
-    "convert base/d6 -o OUT": (92, 255),
+    "inspect meta": (48, 205),
+    "inspect tensors": (71, 225),
+    "verify mid": (77, 240),
+    "prune --keep 1 --dry-run": (94, 250),
+    "convert base/d6 -o OUT": (96, 255),
 }
 CHANGING = re.compile(r"rename|unlink|rmdir|mkdir|link|truncate|write|sync|chmod|chown|utime|mknod|creat\b")
 CALL = re.compile(r'(?P<name>\w+)\((?P<told>(?:(?:\d+|AT_FDCWD)<(?P<folder>[^>]*)>)?(?:, )?(?:"(?P<text>[^"]*)")?.*)')

@@ -25,10 +25,10 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from safetensors import SafetensorError, safe_open
 
-from ckpt_cli.checkpoint import TensorFile
 from ckpt_cli.errors import CkptError, Damaged
 from ckpt_cli.formats import Files, FileSource, safetensors
 from ckpt_cli.formats._code_names import runs_code
+from ckpt_cli.tensor_file import TensorFile
 from ckpt_cli.tensors import check_end, check_storage, digest, read_tensors, readable
 from tests.conftest import REPOSITORY, Run
 from tests.torch_files import DTYPES, filled, flip, places, swap_bytes, told, write_zip

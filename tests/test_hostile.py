@@ -18,13 +18,13 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from safetensors import SafetensorError, safe_open
 
-from ckpt_cli.checkpoint import Storage, TensorFile
 from ckpt_cli.errors import CkptError
 from ckpt_cli.formats import _pickle
 from ckpt_cli.formats._inert import length_of
-from ckpt_cli.formats._room import room_of_a_file
 from ckpt_cli.formats._stream import whole
 from ckpt_cli.formats._torch import interpret
+from ckpt_cli.room import room_of_a_file
+from ckpt_cli.tensor_file import Storage, TensorFile
 from ckpt_cli.tensors import read_tensors, recognise
 from tests.builders import pickled, storage
 from tests.conftest import REPOSITORY, Done, Run

@@ -24,11 +24,11 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from ckpt_cli import decoding, stats
-from ckpt_cli.checkpoint import Storage, TensorFile, TensorInfo
 from ckpt_cli.decoding import Arrays, numpy_arrays, small_floats, torch_arrays
 from ckpt_cli.formats import Files
 from ckpt_cli.listing import Listed, record_of
 from ckpt_cli.sharing import sharing
+from ckpt_cli.tensor_file import Storage, TensorFile, TensorInfo
 from ckpt_cli.tensors import read_tensors
 from ckpt_cli.ui import text, tree
 from ckpt_cli.ui.tensor_text import short_values, storage_text, value_text

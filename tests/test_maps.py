@@ -20,7 +20,6 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from ckpt_cli import mapping, maps
-from ckpt_cli.checkpoint import Storage, TensorInfo
 from ckpt_cli.contents import paths_of, read_files
 from ckpt_cli.discover import discover
 from ckpt_cli.errors import CkptError
@@ -29,6 +28,7 @@ from ckpt_cli.items import Mapped
 from ckpt_cli.maps import _params, _views, gpt2, nanochat
 from ckpt_cli.revisions import REVISIONS, revision_of
 from ckpt_cli.shapes import contiguous_stride
+from ckpt_cli.tensor_file import Storage, TensorInfo
 from ckpt_cli.tensors import blocks, digest, read_tensors
 from tests.conftest import REPOSITORY
 from tests.torch_files import plain

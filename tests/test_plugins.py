@@ -18,10 +18,11 @@ import torch
 from safetensors.torch import save_file
 
 from ckpt_cli import plugins
-from ckpt_cli.checkpoint import Checkpoint, Role, TensorFile
+from ckpt_cli.checkpoint import Checkpoint, Role
 from ckpt_cli.errors import CkptError
 from ckpt_cli.formats import Files, FileSource, Format, formats
 from ckpt_cli.layouts import LAST_RESORT, Folder, Layout, layout_named, layouts
+from ckpt_cli.tensor_file import TensorFile
 from ckpt_cli.tensors import blocks
 from tests.conftest import REPOSITORY, Done
 
@@ -339,7 +340,7 @@ def scan(folder):
 FAKE_FORMAT = '''
 """FAKE1, then the bytes of one tensor."""
 
-from ckpt_cli.checkpoint import Storage, TensorFile, TensorInfo
+from ckpt_cli.tensor_file import Storage, TensorFile, TensorInfo
 from ckpt_cli.errors import Damaged
 
 NAME = "fake"

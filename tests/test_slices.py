@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from ckpt_cli import integrity
-from ckpt_cli.formats import FileSource, Window, _room, torch_zip
+from ckpt_cli import integrity, room
+from ckpt_cli.formats import FileSource, Window, torch_zip
 from ckpt_cli.integrity import Checked, Job, check_file, slices_of
 from ckpt_cli.slices import Archive, Kinds, Slice
 from tests.conftest import Run
@@ -111,7 +111,7 @@ def test_archives_that_all_differ(tmp_path: Path, call: Run, monkeypatch: pytest
     write(tmp_path, state)
     assert call("verify", tmp_path / ".metadata").code == 0
     path, slices = sliced(tmp_path)
-    monkeypatch.setattr(_room, "_ROOM", 100_000)
+    monkeypatch.setattr(room, "_ROOM", 100_000)
     (problem,) = checked(path, slices).problems
     assert problem.code == "too-costly" and "no two are alike" in problem.detail
     monkeypatch.setenv("CKPT_MEMORY", "1")

@@ -33,11 +33,11 @@ import pytest
 import torch
 from torch._weights_only_unpickler import _get_allowed_globals
 
-from ckpt_cli.checkpoint import Storage, TensorFile, TensorInfo
 from ckpt_cli.errors import CkptError, Damaged
 from ckpt_cli.formats import Files, FileSource
 from ckpt_cli.formats._torch_names import ALLOWED, python3_name
 from ckpt_cli.inflate import Inflated
+from ckpt_cli.tensor_file import Storage, TensorFile, TensorInfo
 from ckpt_cli.tensors import check_storage, digest, opened, range_crc32, read_tensors, readable, recognise, storages_of
 from tests.test_formats import mutated
 from tests.torch_files import DTYPES, filled, flip, places, plain, told, write_zip

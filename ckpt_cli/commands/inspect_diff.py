@@ -10,7 +10,7 @@ from typing import Annotated, Any, NamedTuple
 
 import typer
 
-from ckpt_cli.checkpoint import Checkpoint, TensorFile, TensorInfo, checkpoint_record
+from ckpt_cli.checkpoint import Checkpoint, checkpoint_record
 from ckpt_cli.commands import options
 from ckpt_cli.comparable import metadata_of, tensors_of
 from ckpt_cli.contents import paths_of, read_files
@@ -19,6 +19,7 @@ from ckpt_cli.formats import Files
 from ckpt_cli.query import Query, resolve
 from ckpt_cli.root import is_path
 from ckpt_cli.scalars import Numbers
+from ckpt_cli.tensor_file import TensorFile, TensorInfo
 from ckpt_cli.ui import out
 from ckpt_cli.ui.group_text import without_groups
 from ckpt_cli.ui.progress import byte_bar

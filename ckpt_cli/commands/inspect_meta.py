@@ -58,7 +58,7 @@ def _meta(query: Query, key: str | None, chosen: out.Format) -> int:
         # Line by line, so that only what the values hold is escaped.
         out.emit_lines(json.dumps(found, indent=2, ensure_ascii=False).split("\n"))
     else:
-        out.emit_rows("plain", (), [[name, _shown(value)] for name, value in flat(found).items()])
+        out.emit_rows("plain", (), ([name, _shown(value)] for name, value in flat(found).items()))
     return 0
 
 

@@ -7,12 +7,13 @@ from typing import Annotated, Any
 
 import typer
 
-from ckpt_cli.checkpoint import Checkpoint, TensorFile, checkpoint_record
+from ckpt_cli.checkpoint import Checkpoint, checkpoint_record
 from ckpt_cli.commands import options
 from ckpt_cli.contents import FileSet, as_one, indexes_of, optimizer_files, paths_of, read_files
 from ckpt_cli.errors import CkptError, Damaged, NotFound, counted
 from ckpt_cli.optimizer import Group, OptimizerState, Steps, optimizer_state, without_state
 from ckpt_cli.query import Query
+from ckpt_cli.tensor_file import TensorFile
 from ckpt_cli.ui import out, text
 from ckpt_cli.ui.table import Cell, Column
 

@@ -9,13 +9,13 @@ from typing import Annotated, Any, NamedTuple
 
 import typer
 
-from ckpt_cli.checkpoint import TensorFile
 from ckpt_cli.commands import options
 from ckpt_cli.contents import PARTS, paths_of, read_files, values_of
 from ckpt_cli.errors import CkptError, NotFound, counted
 from ckpt_cli.formats import Files
 from ckpt_cli.listing import Listed, among_themselves, listing, record_of, totals_of
 from ckpt_cli.query import Query
+from ckpt_cli.tensor_file import TensorFile
 from ckpt_cli.ui import out, text, tree
 from ckpt_cli.ui.table import Cell, Column
 from ckpt_cli.ui.tensor_text import figure_text, file_texts, shape_text, short_values, storage_text, value_text

@@ -14,9 +14,9 @@ from functools import cache
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, cast
 
 from ckpt_cli import plugins
-from ckpt_cli.checkpoint import TensorInfo
 from ckpt_cli.errors import CkptError
 from ckpt_cli.items import Item, Mapped
+from ckpt_cli.tensor_file import TensorInfo
 
 if TYPE_CHECKING:
     import torch

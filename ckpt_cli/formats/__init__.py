@@ -15,8 +15,8 @@ from functools import cache
 from typing import Protocol, cast
 
 from ckpt_cli import plugins
-from ckpt_cli.checkpoint import Storage, TensorFile
 from ckpt_cli.errors import CkptError, Damaged
+from ckpt_cli.tensor_file import Storage, TensorFile
 
 # Bytes that one call to the kernel may be trusted to bring.
 _SMALL_READ = 1 << 16

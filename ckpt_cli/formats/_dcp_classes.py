@@ -13,10 +13,10 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple, TypeVar
 
-from ckpt_cli.checkpoint import Storage
 from ckpt_cli.formats._dtypes import ITEMSIZE
 from ckpt_cli.formats._inert import Global, Known, Malformed, Opaque, RunsCode, quoted
 from ckpt_cli.shapes import MAX_SIZE, are_sizes
+from ckpt_cli.tensor_file import Storage
 
 MODULES = ("torch.distributed.checkpoint", "torch.distributed._shard.checkpoint")
 # Where torch 2.0 to 2.2 had what is of the tensor itself.

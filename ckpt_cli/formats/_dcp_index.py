@@ -29,6 +29,7 @@ from ckpt_cli.formats._dcp_classes import (
 )
 from ckpt_cli.formats._inert import Known, Malformed, Truncated, quoted
 from ckpt_cli.formats._stream import asked_for, range_of
+from ckpt_cli.room import bytes_beside
 
 _MAX_FILE = 128 << 20
 _NOWHERE = str(None)
@@ -84,7 +85,7 @@ def read_index(
     functions = Classes(os.path.dirname(source.path), source.size).functions()
     try:
         asked = asked_for(source, 0, source.size)
-        stream = range_of(source, 0, source.size)._replace(file=source.size + _bytes_beside(source.path), asked=asked)
+        stream = range_of(source, 0, source.size)._replace(file=bytes_beside(source.path), asked=asked)
         loaded = _pickle.load(stream, CONSTANTS, functions, _nothing_outside, steps=steps())
         if source.read_at(0, 1) != _PROTOCOL:
             raise CkptError("it is pickled with protocol 0 or 1, as torch never does")
@@ -101,15 +102,6 @@ def read_index(
     more = source.size - loaded.end
     notes = [f"{counted(more, 'byte')} after the end of the pickle"] if more else []
     return Index(tuple(values), foreign, tuple(notes), loaded.room)
-
-
-def _bytes_beside(path: str) -> int:
-    """How many bytes the files have that lie beside an index; none where nobody may see them."""
-    try:
-        with os.scandir(os.path.dirname(path) or os.curdir) as entries:
-            return sum(entry.stat().st_size for entry in entries if entry.is_file())
-    except OSError:
-        return 0
 
 
 def _places(top: Metadata, tell: Callable[[Key, Slice], object]) -> dict[str, _Stored]:

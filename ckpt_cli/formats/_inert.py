@@ -6,9 +6,9 @@ from array import array
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-from ckpt_cli.checkpoint import Storage, TensorInfo
 from ckpt_cli.errors import CkptError
-from ckpt_cli.formats._room import MEMORY
+from ckpt_cli.room import MEMORY
+from ckpt_cli.tensor_file import Storage, TensorInfo
 
 
 class Malformed(CkptError):

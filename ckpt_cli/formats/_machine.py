@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping, Set
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
-from ckpt_cli.checkpoint import TensorInfo
 from ckpt_cli.formats._code_names import runs_code
 from ckpt_cli.formats._effects import NUMBER, PLACED
 from ckpt_cli.formats._inert import (
@@ -23,6 +22,7 @@ from ckpt_cli.formats._input import Input
 from ckpt_cli.formats._one_step import ARGUMENTS, HOOKS, mark
 from ckpt_cli.formats._opcodes import CALLED, COSTS, FAR_SLOT, MARK, NEW_NAME, RETURNED, TABLE, UNKNOWN, VIEW
 from ckpt_cli.formats._stream import Stream
+from ckpt_cli.tensor_file import TensorInfo
 
 _MAX_NAME = 1000
 # Different names nobody knows: the largest pickled module has some hundreds.

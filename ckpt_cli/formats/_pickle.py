@@ -14,8 +14,8 @@ from types import MappingProxyType
 from ckpt_cli.errors import CkptError
 from ckpt_cli.formats._inert import Malformed
 from ckpt_cli.formats._machine import Constants, Find, Functions, Loaded, Machine, Steps
-from ckpt_cli.formats._room import room_of_a_file
 from ckpt_cli.formats._stream import Stream
+from ckpt_cli.room import room_of_a_file
 
 _MOST_SAID = 200
 

@@ -9,12 +9,12 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterator
 
-from ckpt_cli.checkpoint import Storage
 from ckpt_cli.errors import Damaged, counted
 from ckpt_cli.formats import ByteSource
 from ckpt_cli.formats._entries import Record
 from ckpt_cli.formats._inert import shown
 from ckpt_cli.formats._zip import FULL, STORED, Archive, local_header
+from ckpt_cli.tensor_file import Storage
 
 # With and without its signature, with sizes of 32 and of 64 bits: the format leaves open which.
 _DESCRIPTORS = tuple(struct.Struct(fields) for fields in ("<4sLQQ", "<4sLLL", "<LQQ", "<LLL"))

@@ -10,11 +10,11 @@ from collections.abc import Callable, Iterable
 from itertools import islice
 from typing import Any
 
-from ckpt_cli.checkpoint import TensorInfo
 from ckpt_cli.formats._dtypes import ITEMSIZE
 from ckpt_cli.formats._inert import Attributed, Malformed, Opaque
 from ckpt_cli.formats._known import array_shape
 from ckpt_cli.shapes import MAX_BYTES, are_sizes
+from ckpt_cli.tensor_file import TensorInfo
 
 # As TorchScript numbers them, after c10/core/Layout.h.
 _LAYOUTS = {1: "sparse_coo", 2: "sparse_csr", 4: "sparse_csc", 5: "sparse_bsr", 6: "sparse_bsc"}

@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterator, Mapping, Set
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
-from ckpt_cli.checkpoint import ForeignGlobal, Storage, TensorInfo
 from ckpt_cli.errors import CkptError, Damaged
 from ckpt_cli.formats import _inert, _pickle, _special, _tree
 from ckpt_cli.formats._calls import COMMON, SCRIPT
@@ -19,6 +18,7 @@ from ckpt_cli.formats._inert import Attributed
 from ckpt_cli.formats._stream import Stream
 from ckpt_cli.formats._torch_names import ALLOWED, DTYPES, QUANTIZERS, python3_name
 from ckpt_cli.shapes import MAX_BYTES, MAX_PLACE, MAX_SIZE, are_sizes
+from ckpt_cli.tensor_file import ForeignGlobal, Storage, TensorInfo
 
 _MEMORY_FORMATS = ("contiguous_format", "channels_last", "channels_last_3d", "preserve_format")
 

@@ -12,8 +12,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from itertools import chain
 from typing import Any, NamedTuple
 
-from ckpt_cli.checkpoint import TensorInfo
 from ckpt_cli.formats._inert import Attributed, Malformed, Opaque
+from ckpt_cli.tensor_file import TensorInfo
 
 _MAX_LINE = 1 << 20
 _CLASS = re.compile(r"class ([^\s(:]+)\(Module\):")

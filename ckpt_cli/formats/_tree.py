@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Set
 from typing import Any, NamedTuple
 
-from ckpt_cli.checkpoint import TensorInfo
 from ckpt_cli.errors import CkptError
 from ckpt_cli.formats._inert import Attributed, Costly, Global, Long, Opaque, Ordered, length_of
 from ckpt_cli.formats._known import known
 from ckpt_cli.formats._members import ITSELF, as_json, empty_as_json, key_text, kind_of, members_of, weight_of
-from ckpt_cli.formats._room import leave
 from ckpt_cli.formats._values import MANY, Run, Values, is_clear, kinds, leaves, size_of
+from ckpt_cli.room import leave
+from ckpt_cli.tensor_file import TensorInfo
 
 # Python's pickler stops at its own limit of calls, 1000 by default. Names grow with the depth.
 MAX_DEPTH = 2000

@@ -12,7 +12,6 @@ import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
 
-from ckpt_cli.checkpoint import ForeignGlobal, Storage, TensorFile, TensorInfo
 from ckpt_cli.errors import CkptError, Damaged, counted
 from ckpt_cli.formats import ByteSource, Files, Window, formats
 from ckpt_cli.formats._dcp_classes import MODULES, Key, Slice
@@ -20,8 +19,9 @@ from ckpt_cli.formats._dcp_index import Chunk, IndexedTensor, read_index
 from ckpt_cli.formats._dtypes import ITEMSIZE
 from ckpt_cli.formats._inert import Costly, RunsCode, quoted, shown
 from ckpt_cli.formats._joined import Joined, Part
-from ckpt_cli.formats._room import sharing_room
+from ckpt_cli.room import sharing_room
 from ckpt_cli.shapes import contiguous_stride, tiling_fault
+from ckpt_cli.tensor_file import ForeignGlobal, Storage, TensorFile, TensorInfo
 
 NAME = "dcp"
 # The dtype and shape of a tensor.

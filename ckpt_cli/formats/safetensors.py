@@ -12,14 +12,14 @@ import math
 from collections.abc import Iterable
 from typing import Any
 
-from ckpt_cli.checkpoint import Storage, TensorFile, TensorInfo
 from ckpt_cli.errors import CkptError, Damaged, counted
 from ckpt_cli.formats import ByteSource
 from ckpt_cli.formats._dtypes import ITEMSIZE
 from ckpt_cli.formats._header import METADATA, Refused, Repeated, check_depth, members
 from ckpt_cli.formats._inert import Costly, quoted
-from ckpt_cli.formats._room import room_of_a_file
+from ckpt_cli.room import room_of_a_file
 from ckpt_cli.shapes import contiguous_stride
+from ckpt_cli.tensor_file import Storage, TensorFile, TensorInfo
 
 NAME = "safetensors"
 MAX_HEADER = 100_000_000

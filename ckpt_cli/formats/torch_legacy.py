@@ -10,13 +10,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple, TypeVar
 
-from ckpt_cli.checkpoint import Storage, TensorFile, TensorInfo
 from ckpt_cli.errors import CkptError, Damaged, counted
 from ckpt_cli.formats import ByteSource, _pickle, _tree
 from ckpt_cli.formats._inert import Malformed, RunsCode, Truncated, quoted, shown
 from ckpt_cli.formats._records import Ahead
 from ckpt_cli.formats._stream import range_of
 from ckpt_cli.formats._torch import Interpreted, StorageId, interpret, refusing
+from ckpt_cli.tensor_file import Storage, TensorFile, TensorInfo
 
 NAME = "torch-legacy"
 _MAGIC = 0x1950A86A20F9469CFC6C

@@ -11,12 +11,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
-from ckpt_cli.checkpoint import Storage, TensorFile
 from ckpt_cli.errors import CkptError, Damaged, counted
 from ckpt_cli.formats import ByteSource, _records, _torchscript, _tree, _zip
 from ckpt_cli.formats._inert import Malformed, quoted, shown
 from ckpt_cli.formats._stream import Stream
 from ckpt_cli.formats._torch import StorageId, Unpickled, by_name, interpret, refusing
+from ckpt_cli.tensor_file import Storage, TensorFile
 
 NAME = "torch-zip"
 _MAX_PICKLE = 256 << 20

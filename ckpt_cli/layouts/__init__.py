@@ -6,7 +6,6 @@ directory itself: `discover` hands it a `Folder` that was read once.
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import re
@@ -16,13 +15,12 @@ from functools import cache
 from typing import Any, NamedTuple, Protocol, cast
 
 from ckpt_cli import plugins
-from ckpt_cli.checkpoint import OURS, Checkpoint, Part, Problem, Role, State, TensorFile
+from ckpt_cli.checkpoint import OURS, Checkpoint, Part, Problem, Role, State
 from ckpt_cli.errors import NOT_LOOKED_INTO, CkptError
+from ckpt_cli.tensor_file import TensorFile
 
 # What lies in a run's own directory of ours: what was removed from it, and what was replaced in it.
 TRASH, REPLACED = ".ckpt-trash", ".ckpt-undo"
-MAX_JSON_BYTES = 16 << 20
-_MAX_JSON_DEPTH = 200
 # What folders and files are called until all is in them: so did transformers to early 2024; so do many others, by hand
 # or through a library that renames in the end; and a random name, so that of safetensors.
 _BEFORE = re.compile(r"tmp-(?=checkpoint-[0-9]+\Z)")
@@ -186,55 +184,6 @@ def finite(value: Any) -> float | None:
     except OverflowError:
         return None
     return number if math.isfinite(number) else None
-
-
-def read_json(path: str) -> Any:
-    """The JSON value in a small file; bare NaN and Infinity are read as Python does.
-
-    Raises CkptError, in one sentence, for what is too large, not text, not JSON or nested too deep.
-    """
-    name = os.path.basename(path)
-    try:
-        # Unbuffered, in pieces: a read of the whole limit would allocate it for each of a thousand metas.
-        with open(path, "rb", buffering=0, opener=without_waiting) as file:
-            data = file.read(1 << 16) or b""
-            while len(data) >= 1 << 16 and (more := file.read(MAX_JSON_BYTES + 1 - len(data))):
-                data += more
-        if len(data) > MAX_JSON_BYTES:
-            large = f"{name} is larger than {MAX_JSON_BYTES >> 20} MiB, too large for metadata"
-            raise CkptError(large, path=path, kind="too-costly")
-        value = json.loads(data)
-        # Few brackets cannot nest deep; only what could be too deep for those who walk it is looked at.
-        if data.count(b"[") + data.count(b"{") > _MAX_JSON_DEPTH and _deeper(value, _MAX_JSON_DEPTH):
-            raise RecursionError
-        return value
-    except OSError as error:
-        raise CkptError(f"{name} cannot be read: {error.strerror}", path=path, kind="unreadable-part") from error
-    except RecursionError as error:
-        raise CkptError(f"{name} is nested too deep to be metadata") from error
-    except UnicodeDecodeError as error:
-        raise CkptError(f"{name} is not JSON: it is not text") from error
-    except ValueError as error:
-        raise CkptError(f"{name} is not JSON: {error}") from error
-
-
-def without_waiting(path: str, flags: int) -> int:
-    """An opener: a pipe that bears the name of a file would wait for somebody to write to it, and so reads as empty."""
-    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
-
-
-def _deeper(value: Any, levels: int) -> bool:
-    """Whether a value is nested deeper than `levels`."""
-    members = [value]
-    while members and levels >= 0:
-        levels -= 1
-        members = [
-            item
-            for member in members
-            if isinstance(member, (dict, list))
-            for item in (member.values() if isinstance(member, dict) else member)
-        ]
-    return bool(members)
 
 
 @cache

@@ -12,9 +12,10 @@ from collections.abc import Iterable, Mapping
 
 from ckpt_cli.checkpoint import Part, Problem, Role
 from ckpt_cli.errors import CkptError
-from ckpt_cli.layouts import Folder, missing, not_read, read_json
+from ckpt_cli.layouts import Folder, missing, not_read
 from ckpt_cli.layouts._numbered import number_in
 from ckpt_cli.layouts._weights import named_parts, parts_of, weights_in
+from ckpt_cli.small_files import read_json
 
 PIPELINE, MODULES = "model_index.json", "modules.json"
 _MODULE = re.compile(r"[0-9]{1,3}_[A-Za-z]\w*")

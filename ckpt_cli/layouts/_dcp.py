@@ -12,9 +12,11 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
-from ckpt_cli.checkpoint import Part, Problem, Role, TensorFile
+from ckpt_cli.checkpoint import Part, Problem, Role
 from ckpt_cli.errors import CkptError, counted
-from ckpt_cli.layouts import Folder, missing, not_read, without_waiting
+from ckpt_cli.layouts import Folder, missing, not_read
+from ckpt_cli.small_files import without_waiting
+from ckpt_cli.tensor_file import TensorFile
 
 _INDEX = ".metadata"
 _RANK_INDEX = re.compile(r"__([0-9]{1,6})\.metadata")

@@ -10,7 +10,7 @@ import os
 import re
 
 from ckpt_cli.errors import CkptError
-from ckpt_cli.layouts import read_json, without_waiting
+from ckpt_cli.small_files import read_json, without_waiting
 
 MAX_INDEX_BYTES = 64 << 20
 # The largest published ones have 14 MB. Beyond this only the names of files are looked for, in half of the time and

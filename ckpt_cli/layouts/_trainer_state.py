@@ -14,7 +14,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from ckpt_cli.errors import CkptError
-from ckpt_cli.layouts import finite, read_json
+from ckpt_cli.layouts import finite
+from ckpt_cli.small_files import read_json
 
 # Beyond _LONG bytes a state is read at both ends only: rows of the last steps, and what stands around the log.
 _LONG, _HEAD, _TAIL = 1 << 18, 1 << 13, 1 << 16

@@ -15,13 +15,14 @@ from collections.abc import Iterable, Sequence
 
 from ckpt_cli.checkpoint import Checkpoint, Part, Problem, Ranks, Role
 from ckpt_cli.errors import CkptError
-from ckpt_cli.layouts import MAX_JSON_BYTES, PUBLISHED, Folder, finished_name, missing, not_read, read_json
+from ckpt_cli.layouts import PUBLISHED, Folder, finished_name, missing, not_read
 from ckpt_cli.layouts._components import MODULES, PIPELINE, component_parts, folders_with_models, is_component
 from ckpt_cli.layouts._grouped import at_step, grouped, unnumbered
 from ckpt_cli.layouts._numbered import Number, number_in, of_folder
 from ckpt_cli.layouts._sharded_states import FSDP, RANDOM, sharded_parts
 from ckpt_cli.layouts._trainer_state import best_step, metrics_of, read_state
 from ckpt_cli.layouts._weights import EXPORT, Weights, named_parts, parts_of, weights_in
+from ckpt_cli.small_files import MAX_JSON_BYTES, read_json
 
 NAME = "huggingface"
 PRECEDENCE = PUBLISHED

@@ -14,7 +14,8 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from ckpt_cli.checkpoint import Checkpoint, Problem, Ranks, Role
 from ckpt_cli.errors import CkptError
-from ckpt_cli.layouts import TRAINER, Folder, finite, missing, not_read, read_json
+from ckpt_cli.layouts import TRAINER, Folder, finite, missing, not_read
+from ckpt_cli.small_files import read_json
 
 NAME = "nanochat"
 PRECEDENCE = TRAINER

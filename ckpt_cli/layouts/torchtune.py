@@ -21,7 +21,7 @@ from typing import Literal
 
 from ckpt_cli.checkpoint import Checkpoint, Part, Problem, Role
 from ckpt_cli.errors import CkptError
-from ckpt_cli.layouts import TRAINER, Folder, missing, not_read, without_waiting
+from ckpt_cli.layouts import TRAINER, Folder, missing, not_read
 from ckpt_cli.layouts._dcp import saved_in
 from ckpt_cli.layouts._grouped import grouped
 from ckpt_cli.layouts._index import shard_names
@@ -29,6 +29,7 @@ from ckpt_cli.layouts._numbered import Number, of_folder
 from ckpt_cli.layouts._torchtune_flat import ADAPTER_CONFIG, ADAPTERS, NAMED, flat_epochs
 from ckpt_cli.layouts._torchtune_recipe import RECIPE, STEP, UNPAIRED, keeps_resume, run_above
 from ckpt_cli.layouts._weights import named_parts
+from ckpt_cli.small_files import without_waiting
 
 NAME = "torchtune"
 PRECEDENCE = TRAINER

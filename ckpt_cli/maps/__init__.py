@@ -14,9 +14,9 @@ from functools import cache
 from typing import Any, NamedTuple, Protocol, cast
 
 from ckpt_cli import plugins
-from ckpt_cli.checkpoint import TensorInfo
 from ckpt_cli.errors import CkptError
 from ckpt_cli.items import Item, Mapped
+from ckpt_cli.tensor_file import TensorInfo
 
 HINT = "ckpt convert --to safetensors keeps every tensor under its own name"
 # What wraps the names of a state dict: nothing, the key that a trainer keeps it under, a wrapper's attribute.

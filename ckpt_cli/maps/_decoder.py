@@ -6,7 +6,6 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
-from ckpt_cli.checkpoint import TensorInfo
 from ckpt_cli.errors import CkptError
 from ckpt_cli.items import Item, Mapped
 from ckpt_cli.maps import HINT, Source, renamed
@@ -14,6 +13,7 @@ from ckpt_cli.maps._heads import Heads, absent, heads_of
 from ckpt_cli.maps._params import check, config_of, notes_on, params_of
 from ckpt_cli.maps._table import EMBEDDING, HEAD, SCORE, Family, Fused, Row
 from ckpt_cli.maps._views import end_to_end, reordered, rows
+from ckpt_cli.tensor_file import TensorInfo
 
 _LAYER = re.compile(r"((?:model\.)?layers\.)([0-9]+)(\..+)")
 

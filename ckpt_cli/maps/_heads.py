@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any, Literal, NamedTuple
 
-from ckpt_cli.checkpoint import TensorInfo
 from ckpt_cli.errors import CkptError, counted
 from ckpt_cli.maps import Source
+from ckpt_cli.tensor_file import TensorInfo
 
 
 class Heads(NamedTuple):

@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal
 
-from ckpt_cli.checkpoint import Piece, TensorInfo
 from ckpt_cli.shapes import contiguous_stride
+from ckpt_cli.tensor_file import Piece, TensorInfo
 
 # How the rows of a head's rotated pairs lie: first halves and then second halves, or pair by pair.
 Order = Literal["halves", "pairs"]

@@ -10,11 +10,11 @@ from __future__ import annotations
 import re
 from typing import Any, NamedTuple
 
-from ckpt_cli.checkpoint import TensorInfo
 from ckpt_cli.errors import CkptError
 from ckpt_cli.items import Item, Mapped
 from ckpt_cli.maps import HINT, Source, renamed
 from ckpt_cli.maps._views import transposed, zeros
+from ckpt_cli.tensor_file import TensorInfo
 
 NAMINGS = {"gpt2": r"transformer\.h\.[0-9]+\.attn\.c_attn\.weight"}
 TARGETS = ("hf",)

@@ -10,13 +10,13 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ckpt_cli.checkpoint import TensorInfo
 from ckpt_cli.errors import CkptError
 from ckpt_cli.items import Item, Mapped
 from ckpt_cli.maps import HINT, Source, families, renamed
 from ckpt_cli.maps._heads import absent, heads_of
 from ckpt_cli.maps._table import HEAD, Family
 from ckpt_cli.maps._views import reordered
+from ckpt_cli.tensor_file import TensorInfo
 
 NAMINGS = {
     "adapter": r"(?:layers\.[0-9]+\.[a-z0-9_.]+|output)\.(?:lora_a\.weight|lora_b\.weight|magnitude)",

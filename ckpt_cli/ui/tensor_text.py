@@ -10,9 +10,9 @@ from heapq import nsmallest
 from itertools import islice
 from typing import Any
 
-from ckpt_cli.checkpoint import TensorFile
 from ckpt_cli.errors import counted
 from ckpt_cli.listing import Listed
+from ckpt_cli.tensor_file import TensorFile
 
 # Values that are looked at together.
 _BATCH = 1000

@@ -21,9 +21,18 @@ _SHARED: ContextVar[list[int] | None] = ContextVar("_SHARED", default=None)
 
 
 def room_of_a_file(size: int = 0) -> int:
-    """Bytes that the contents of a file of so many bytes may take in memory."""
+    """Bytes of memory that the contents of a file of so many bytes may take, or of one that tells of so many."""
     shared = _SHARED.get()
     return shared[0] if shared else max(_ROOM + min(max(0, size - _SMALL), _MOST_MORE), _granted())
+
+
+def bytes_beside(path: str) -> int:
+    """How many bytes the files have in the folder of one, and it itself; none where nobody may see them."""
+    try:
+        with os.scandir(os.path.dirname(path) or os.curdir) as entries:
+            return sum(entry.stat().st_size for entry in entries if entry.is_file())
+    except OSError:
+        return 0
 
 
 @contextmanager
