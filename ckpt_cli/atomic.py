@@ -17,7 +17,7 @@ from ckpt_cli.interrupts import interruptible, uninterruptible
 
 _LOCK_ATTEMPTS = 10
 # The mark of what `staged` writes.
-_STAGED = "staged"
+STAGED = "staged"
 NO_SPACE = frozenset({errno.ENOSPC, errno.EDQUOT})
 
 
@@ -54,7 +54,7 @@ def staged_all(targets: Sequence[str], replace: bool) -> Iterator[list[int]]:
             for folder in folders:
                 make_directories(folder, made)
                 with suppress(OSError):  # a folder that can be written to but not listed
-                    sweep(folder, _STAGED)
+                    sweep(folder, STAGED)
             yield from _staged_all(targets, replace)
         except BaseException:
             remove_empty(made)
@@ -90,7 +90,7 @@ def _staged_all(targets: Sequence[str], replace: bool) -> Iterator[list[int]]:
     try:
         try:
             for target in targets:
-                path, descriptor = draft(os.path.dirname(target) or ".", _STAGED)
+                path, descriptor = draft(os.path.dirname(target) or ".", STAGED)
                 temporary.append(path)
                 descriptors.append(descriptor)
             yield descriptors

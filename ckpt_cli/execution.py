@@ -30,7 +30,7 @@ from ckpt_cli.journal import (
     read,
     trash_of,
 )
-from ckpt_cli.removal import clear, delete, move, put_back, sweep
+from ckpt_cli.removal import clear, delete, move, put_back, sweep, unlist
 from ckpt_cli.unjournalled import delete_unjournalled
 from ckpt_cli.whereabouts import sync
 
@@ -76,6 +76,7 @@ def remove(
                     total.done += operation.refs
                 else:
                     total.add(delete(operation))
+                total.remarks += [said for removal in operation.removals for said in unlist(operation.run, removal)]
         except KeyboardInterrupt as error:
             if keep_trash:
                 raise
@@ -104,6 +105,7 @@ def _one_by_one(operation: Operation, outcome: Outcome) -> None:
             raise Interrupted(f"{error.message}, but for {went} that went without a journal") from error
         sweep(moved.run, moved)
         outcome.add(delete(moved))
+        outcome.remarks += [said for removal in moved.removals for said in unlist(moved.run, removal)]
         return
 
 

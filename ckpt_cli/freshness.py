@@ -9,12 +9,13 @@ from __future__ import annotations
 import os
 import stat
 import time
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 
 from ckpt_cli.checkpoint import Checkpoint, Part, Problem, Role
 from ckpt_cli.errors import Refused
-from ckpt_cli.journal import File, Removal
+from ckpt_cli.journal import File, Line, Removal
 from ckpt_cli.layouts import layout_named
+from ckpt_cli.manifest import lines_on
 from ckpt_cli.plans import Gone
 from ckpt_cli.whereabouts import own_folders
 
@@ -50,16 +51,16 @@ def _looked_at(checkpoint: Checkpoint) -> Checkpoint:
     return checkpoint
 
 
-def plan_removals(going: Iterable[Gone]) -> list[Removal]:
+def plan_removals(going: Iterable[Gone], warn: Callable[[str], None]) -> list[Removal]:
     """In the order in which they go: what has no number last, as the steps need it, and fairseq goes on from it.
 
-    Raises as `_plan_removal` does.
+    Raises as `_plan_removal` does, and warns of a manifest that cannot be read.
     """
     ordered = sorted(going, key=lambda gone: gone.checkpoint.step is None)
-    return [_plan_removal(gone, layout_named(gone.checkpoint.layout).REMOVAL_ORDER) for gone in ordered]
+    return [_plan_removal(gone, layout_named(gone.checkpoint.layout).REMOVAL_ORDER, warn) for gone in ordered]
 
 
-def _plan_removal(gone: Gone, order: Sequence[Role]) -> Removal:
+def _plan_removal(gone: Gone, order: Sequence[Role], warn: Callable[[str], None]) -> Removal:
     """The files of a checkpoint that go, in the layout's order; where its model stays, that too as what they belong to.
 
     Raises Refused when one is not as it was listed, or lies outside the run's directory.
@@ -71,7 +72,8 @@ def _plan_removal(gone: Gone, order: Sequence[Role]) -> Removal:
     model = [part for part in checkpoint.having("model", "adapter") if part.path not in paths]
     files = _files(checkpoint, going, gone.held)
     folders = own_folders(checkpoint.run_dir, files)
-    return Removal(checkpoint.ref, files, _files(checkpoint, model), folders, checkpoint.state != "complete")
+    lines = tuple(Line(*line) for line in lines_on(checkpoint, going, warn))
+    return Removal(checkpoint.ref, files, _files(checkpoint, model), folders, checkpoint.state != "complete", lines)
 
 
 def unchanged(checkpoints: Iterable[Checkpoint]) -> None:

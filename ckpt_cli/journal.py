@@ -56,7 +56,7 @@ class Removal(NamedTuple):
     `beside` is the model that stays where it is when only the optimizer goes: to no other one may that come back.
     `folders` are those right below the run that hold some of these files and nothing else: each goes as one.
     `half` says that it was not complete to begin with, so that no trainer loses anything while its files go.
-    `lines` are those that were taken off a manifest that stays.
+    `lines` are what a manifest that stays says of them: taken off as they go, and put back with them.
     """
 
     ref: str
@@ -129,16 +129,19 @@ def new_id() -> str:
 
 @dataclass
 class Outcome:
-    """Refs that were dealt with, and what stayed: (path, why). `again`: cut short, and to be tried again."""
+    """Refs that were dealt with, what stayed (path, why), and what else is to be said. `again`: cut short, and to be
+    tried again."""
 
     done: list[str] = field(default_factory=list)
     stayed: list[tuple[str, str]] = field(default_factory=list)
+    remarks: list[str] = field(default_factory=list)
     freed: int = 0
     again: bool = False
 
     def add(self, other: Outcome) -> None:
         self.done += other.done
         self.stayed += other.stayed
+        self.remarks += other.remarks
         self.freed += other.freed
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 
 from ckpt_cli.atomic import staged, write_all
 from ckpt_cli.checkpoint import OURS, Checkpoint, Part
@@ -89,25 +89,32 @@ def write(path: str, digests: Mapping[str, str], replace: bool) -> None:
         os.fsync(descriptor)
 
 
-def unlist(checkpoint: Checkpoint, gone: Iterable[Part]) -> tuple[list[tuple[str, str, str]], str | None]:
-    """Takes files off the checkpoint's manifests; returns what these said of them, and why one could not be mended.
+def lines_on(checkpoint: Checkpoint, gone: Iterable[Part], warn: Callable[[str], None]) -> list[tuple[str, str, str]]:
+    """What the manifests of a checkpoint that stay say of files that are to go; warns of one that cannot be read.
 
     Of each (manifest, file, sha256), by their paths below the run's directory.
-    A manifest that went on listing them would call the checkpoint damaged. It is shortened before they go: one that
-    lacks a file which is there after all, by a kill, says nothing wrong.
     """
     run, paths, lines = checkpoint.run_dir, {part.path for part in gone}, list[tuple[str, str, str]]()
     for part in checkpoint.having("manifest"):
+        if part.path in paths:
+            continue
         try:
             listed = read(part.path)
-            left = {path: digest for path, digest in listed.items() if path not in paths}
-            if left and len(left) < len(listed):
-                _rewrite(part.path, left)
-                place, went = os.path.relpath(part.path, run), listed.keys() - left.keys()
-                lines += [(place, os.path.relpath(path, run), listed[path]) for path in listed if path in went]
         except CkptError as error:
-            return lines, error.message
-    return lines, None
+            warn(f"the manifest of {checkpoint.ref} may list files that are gone: {error.message}")
+            continue
+        place, went = os.path.relpath(part.path, run), [path for path in listed if path in paths]
+        if len(went) < len(listed):  # one of nothing is no manifest
+            lines += [(place, os.path.relpath(path, run), listed[path]) for path in went]
+    return lines
+
+
+def shorten(path: str, gone: Collection[str]) -> None:
+    """Takes files off a manifest, unless it lists none of them or nothing else. Raises CkptError if that cannot be."""
+    listed = read(path)
+    left = {file: digest for file, digest in listed.items() if file not in gone}
+    if left and len(left) < len(listed):
+        _rewrite(path, left)
 
 
 def lengthen(path: str, back: Mapping[str, str]) -> None:

@@ -11,10 +11,11 @@ import os
 from collections.abc import Sequence
 from contextlib import suppress
 
-from ckpt_cli.atomic import rename_new, same_file
+from ckpt_cli.atomic import STAGED, rename_new, same_file
+from ckpt_cli.atomic import sweep as sweep_drafts
 from ckpt_cli.errors import CkptError
 from ckpt_cli.journal import JOURNAL, File, Operation, Outcome, Removal, folders_of, is_directory, trash_of
-from ckpt_cli.manifest import lengthen
+from ckpt_cli.manifest import lengthen, shorten
 from ckpt_cli.whereabouts import (
     IMMOVABLE,
     away_of,
@@ -39,6 +40,7 @@ def move(operation: Operation, removal: Removal, outcome: Outcome) -> bool:
     # Plain text instead of os.path: of 10,000 checkpoints that takes as long as the renames.
     run, trash, path = operation.run, operation.folder, operation.run
     pending, immovable, by_file = removal.pieces[::-1], False, list[str]()
+    unlist(run, removal)
     try:
         while pending:
             name, files = pending.pop()
@@ -67,6 +69,7 @@ def move(operation: Operation, removal: Removal, outcome: Outcome) -> bool:
             _bring_back(operation, name, files, outcome)
         if any(os.path.lexists(away_of(operation, file.name)) for file in removal.files):
             raise
+        outcome.stayed += list_again(run, removal)
         return False
     # At once: a trainer finds an empty folder too, when those with a larger number are gone.
     _sweep(run, folders_of(by_file))
@@ -123,7 +126,7 @@ def put_back(operation: Operation, forget: bool = True) -> Outcome:
             outcome.stayed += [(away_of(operation, f.name), why) for f, why in zip(removal.files, stuck) if why]
         elif all(_bring_back(operation, name, files, outcome) for name, files in reversed(removal.pieces)):
             outcome.done.append(removal.ref)
-            outcome.stayed += _list_again(operation, removal)
+            outcome.stayed += list_again(operation.run, removal)
         else:
             outcome.again = True
     outcome.done.reverse()
@@ -138,17 +141,39 @@ def put_back(operation: Operation, forget: bool = True) -> Outcome:
     return outcome
 
 
-def _list_again(operation: Operation, removal: Removal) -> list[tuple[str, str]]:
-    """Puts back what was taken off manifests; returns those where that could not be, and why."""
+def unlist(run: str, removal: Removal) -> list[str]:
+    """Takes what goes off the manifests that stay, which would call the checkpoint damaged; says where that could not
+    be. Before it goes: one that does not list a file which is there says nothing wrong. On a full disk again after it.
+    """
+    remarks = []
+    for path, gone in _listed(run, removal).items():
+        try:
+            shorten(path, gone)
+        except CkptError as error:
+            remarks.append(f"the manifest of {removal.ref} lists files that are gone: {error.message}")
+    return remarks
+
+
+def list_again(run: str, removal: Removal) -> list[tuple[str, str]]:
+    """Puts back what was taken off manifests, where a kill may have left a draft; returns those where that could not
+    be, and why."""
     stayed = []
-    for place in dict.fromkeys(line.manifest for line in removal.lines):
-        path = home_of(operation, place)
-        back = {home_of(operation, name): digest for manifest, name, digest in removal.lines if manifest == place}
+    for path, back in _listed(run, removal).items():
+        with suppress(OSError):
+            sweep_drafts(os.path.dirname(path), STAGED)
         try:
             lengthen(path, back)
         except CkptError as error:
             stayed.append((path, f"it does not list again what is back: {error.message}"))
     return stayed
+
+
+def _listed(run: str, removal: Removal) -> dict[str, dict[str, str]]:
+    """By the path of the manifest the digests of files by theirs."""
+    found: dict[str, dict[str, str]] = {}
+    for place, name, digest in removal.lines:
+        found.setdefault(os.path.join(run, place), {})[os.path.join(run, name)] = digest
+    return found
 
 
 def delete(operation: Operation) -> Outcome:

@@ -14,6 +14,7 @@ from ckpt_cli.aside import Aside, asides_of, comes_back, left_aside
 from ckpt_cli.atomic import NO_SPACE, fsync_directory, remove, remove_empty, rename, rename_new, same_file
 from ckpt_cli.interrupts import uninterruptible
 from ckpt_cli.journal import File, Outcome, Removal, folders_of
+from ckpt_cli.removal import list_again, unlist
 from ckpt_cli.whereabouts import check_unchanged, check_unfound, holds_only
 
 # What keeps a name from being changed, and not a file from being deleted.
@@ -29,6 +30,7 @@ def delete_unjournalled(run: str, removal: Removal, going: Collection[str]) -> O
     outcome = Outcome()
     asides = asides_of(run, [name for name, _ in removal.pieces])
     with uninterruptible():
+        unlist(run, removal)
         try:
             for (name, files), aside in zip(removal.pieces, asides):
                 check_unchanged(run, files)
@@ -42,11 +44,12 @@ def delete_unjournalled(run: str, removal: Removal, going: Collection[str]) -> O
             outcome.stayed = _bring_back(asides)
             if error.errno in _NO_NAME and not outcome.stayed:
                 return _delete_in_place(run, removal, going)
-            outcome.stayed.append(_why(error, run))
+            outcome.stayed += [*list_again(run, removal), _why(error, run)]
             return outcome
         outcome.stayed = _delete(asides)
         remove_empty([os.path.join(run, folder) for folder in reversed(folders_of(_by_file(removal)))])
     if not outcome.stayed:
+        outcome.remarks = unlist(run, removal)
         outcome.done.append(removal.ref)
         outcome.freed = sum(file.bytes for file in removal.files)
     return outcome
@@ -76,6 +79,7 @@ def _delete_in_place(run: str, removal: Removal, going: Collection[str]) -> Outc
                 remove(os.path.join(run, file.name))
                 outcome.freed += file.bytes
             remove_empty([os.path.join(run, folder) for folder in reversed(folders_of(file.name for file in files))])
+        outcome.remarks = unlist(run, removal)
         outcome.done.append(removal.ref)
         _sync(run)
     except OSError as error:

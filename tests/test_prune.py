@@ -13,12 +13,13 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
+from ckpt_cli import manifest
 from ckpt_cli.checkpoint import Checkpoint, Part
 from ckpt_cli.plans import Rules
 from ckpt_cli.policies import keep_last
@@ -482,10 +483,37 @@ def test_all_ranks_of_a_step_or_none(call: Run, root: Path, run: Path, monkeypat
             raise PermissionError(13, "no")
         real(source, target)
 
+    assert call("verify", "d2", "--root", root, "--record").code == 0
+    before = (run / "model_000100.pt.sha256").read_text()
     monkeypatch.setattr(os, "rename", rename)
     done = call("prune", root, "--tag", "d2", "--keep", 2, "--optimizer-only", "--yes", "--json")
     assert done.code == 3 and {name.split("_")[1] for name in optimizers(run)} == {"000100", "000300", "000400"}
     assert len(optimizers(run)) == 6
+    # The manifest of what stays lists it as before; that of what went is shorter; both are right.
+    assert (run / "model_000100.pt.sha256").read_text() == before
+    assert "optim" not in (run / "model_000200.pt.sha256").read_text()
+    assert call("verify", "d2", "--root", root).code == 0
+
+
+@pytest.mark.parametrize("again", [True, False], ids=["room-afterwards", "never"])
+def test_no_room_for_a_shorter_manifest(
+    call: Run, root: Path, run: Path, monkeypatch: pytest.MonkeyPatch, again: bool
+) -> None:
+    """What goes makes room for it; where there is none even then, that is said, and nothing else comes of it."""
+    assert call("verify", "d2", "--root", root, "--record").code == 0
+    real = manifest.write
+
+    def write(path: str, digests: Mapping[str, str], replace: bool) -> None:
+        if len(optimizers(run)) > 6 or not again:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        real(path, digests, replace)
+
+    monkeypatch.setattr(manifest, "write", write)
+    done = call("prune", root, "--tag", "d2", "--keep", 3, "--optimizer-only", "--yes")
+    assert done.code == 0 and len(optimizers(run)) == 6
+    monkeypatch.undo()
+    assert ("lists files that are gone" in done.err) is not again
+    assert call("verify", "d2", "--root", root).code == (0 if again else 1)
 
 
 def test_an_optimizer_inside_the_model_file(call: Run, tmp_path: Path) -> None:

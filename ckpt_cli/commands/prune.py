@@ -16,11 +16,10 @@ from ckpt_cli.checkpoint import Checkpoint
 from ckpt_cli.commands import options
 from ckpt_cli.errors import CkptError, NotFound, Refused, counted
 from ckpt_cli.freshness import plan_removals, settled, unchanged
-from ckpt_cli.journal import Line, Outcome, Removal, new_id, operations
+from ckpt_cli.journal import Outcome, new_id, operations
 from ckpt_cli.layouts import layouts
-from ckpt_cli.manifest import unlist
 from ckpt_cli.metrics import parse_metric
-from ckpt_cli.plans import Plan, Rules, RunPlan
+from ckpt_cli.plans import Plan, Rules
 from ckpt_cli.query import Query, nothing_in
 from ckpt_cli.reach import names_one_run, refuse_outside, runs_only
 from ckpt_cli.replaced import with_replaced
@@ -228,12 +227,12 @@ def _carry_out(query: Query, plan: Plan, trash: bool, yes: bool, chosen: out.For
             if not locks.enter_context(locked(group.dir)):
                 out.warning(f"{group.dir} is on a file system without locks: no other ckpt must be at work there")
         unchanged(kept.checkpoint for group in groups for kept in group.keep)
-        planned = [(group.dir, plan_removals(group.remove)) for group in groups]
-        if plan.optimizer_only:
-            planned = [(group.dir, _unlisted(group, removals)) for group, (_, removals) in zip(groups, planned)]
+        planned = [(group.dir, plan_removals(group.remove, out.warning)) for group in groups]
         outcome = execution.remove(planned, id, trash, without_journal)
     for path, why in outcome.stayed:
         out.warning(f"{path} could not go: {why}")
+    for remark in outcome.remarks:
+        out.warning(remark)
     done = set(outcome.done)
     went = [gone for group in groups for gone in group.remove if gone.checkpoint.ref in done]
     if chosen != "json":
@@ -246,18 +245,6 @@ def _carry_out(query: Query, plan: Plan, trash: bool, yes: bool, chosen: out.For
             out.say(f"hint: `{undo}` brings them back, `{purge}` deletes them")
     drawing.report(chosen, plan, False, outcome.freed, id if trash and went else None, outcome.stayed)
     return 3 if outcome.stayed else 0
-
-
-def _unlisted(group: RunPlan, removals: Sequence[Removal]) -> list[Removal]:
-    """Takes what goes off the manifests that stay."""
-    gone = {gone.checkpoint.ref: gone for gone in group.remove}
-    without = []
-    for removal in removals:
-        lines, why = unlist(gone[removal.ref].checkpoint, gone[removal.ref].parts)
-        if why:
-            out.warning(f"the manifest of {removal.ref} will list files that are gone: {why}")
-        without.append(removal._replace(lines=tuple(Line(*line) for line in lines)))
-    return without
 
 
 def _listed(look: Callable[[], Query], dry_run: bool) -> tuple[Query, int, Set[str]]:
