@@ -172,7 +172,7 @@ def files(data: Path, ckpt: list[str], sizes: Sequence[float], rounds: int) -> I
 
 def tensors(data: Path, ckpt: list[str], sizes: Sequence[float], rounds: int) -> Curve:
     def at(size: float) -> list[Contestant]:
-        path = str(saved(data, f"many-{size:.0f}.pt", int(size), 128))
+        path = str(saved(data, f"many-{size:.0f}.pt", int(size), 4096))
         return [
             Contestant("ckpt inspect tensors", [*ckpt, "inspect", "tensors", path]),
             Contestant("torch.load, meta device, mmap", [*BASELINES, "tensors", path]),

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from ckpt_cli.checkpoint import Checkpoint
-from ckpt_cli.leaves import all_values, flat, put_all, unused
+from ckpt_cli.leaves import ARRANGED, all_values, flat, put_all, unused
 from ckpt_cli.metadata import read_metadata
 from ckpt_cli.origin import unwrapped
 from ckpt_cli.tensor_file import TensorFile, TensorInfo
@@ -58,7 +58,7 @@ def _own_values(file: TensorFile) -> dict[str, Any]:
     """What a file holds beside its tensors, without what only says how it is written."""
     form = {f"__metadata__.{name}" for name in (*_FORM, *(tensor.name for tensor in _tied(file)))}
     leaves: dict[str, Any] = {}
-    for name, value in all_values(file).items():
+    for name, value in all_values(file, ARRANGED).items():
         if name in (_OURS + "meta", _OURS + "values"):
             try:
                 put_all(leaves, flat(json.loads(value)))

@@ -14,17 +14,18 @@ from ckpt_cli.formats._inert import Costly
 from ckpt_cli.room import MEMORY, room_of_a_file
 from ckpt_cli.tensor_file import TensorFile
 
-# Bytes of memory that a value and its name take; and where the value is there already, in JSON.
-_NAMED, _LEAF = 520, 250
+# Bytes of memory that a value and its name take; the same where they are put into objects again, by the dots in names;
+# and of a value that is there already, in JSON.
+_NAMED, ARRANGED, _LEAF = 350, 520, 250
 # Names alike that are told apart by the next number.
 _MANY = 100
 
 
-def all_values(file: TensorFile) -> dict[str, Any]:
-    """The values of a file, held by name all at once. Raises CkptError where that would take more memory than a file
-    gets unasked."""
+def all_values(file: TensorFile, each: int = _NAMED) -> dict[str, Any]:
+    """The values of a file, held by name all at once, where each takes so many bytes of memory. Raises CkptError where
+    that would be more than a file gets unasked."""
     there = len(file.values)
-    if there <= room_of_a_file() // _NAMED or there <= (most := room_of_a_file(_size(file.path)) // _NAMED):
+    if there <= room_of_a_file() // each or there <= (most := room_of_a_file(_size(file.path)) // each):
         return dict(file.values)
     what = f"{file.path} holds {there} values beside its tensors, of which no more than {most} are looked at together"
     lists = f"`ckpt inspect tensors {quote(file.path)} --values` lists them"

@@ -10,7 +10,7 @@ from ckpt_cli.checkpoint import Checkpoint, Part, Role
 from ckpt_cli.contents import paths_of, read_files
 from ckpt_cli.errors import CkptError, Damaged
 from ckpt_cli.formats import Files
-from ckpt_cli.leaves import all_values
+from ckpt_cli.leaves import ARRANGED, all_values
 from ckpt_cli.scalars import Numbers
 from ckpt_cli.small_files import read_json
 from ckpt_cli.tensor_file import TensorFile
@@ -86,7 +86,7 @@ def told(file: TensorFile) -> dict[str, Any]:
     Less what an optimizer is set to, which is told elsewhere; with the scalars that lie at the top as tensors
     (nanoGPT's `best_val_loss`).
     """
-    found = all_values(file)
+    found = all_values(file, ARRANGED)
     optimizers = {name[: match.start()] for name in found if (match := _GROUPS.search(name))}
     hidden = tuple(f"{place}{inner}." for place in optimizers for inner in ("param_groups", "state"))
     values = {name: value for name, value in found.items() if not name.startswith(hidden)}

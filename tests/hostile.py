@@ -393,6 +393,7 @@ def _costly() -> Rows:
         "spelt_between_nothing": written_tensors(28_000, b"N" * 120), "spelt_of_many_dims": written_tensors(9_000, wide=True),
         "words_then_lists": b"}(" + b"".join(b"\x8c\6%06dN" % n for n in range(180_000)) + b"u" + lists + b"\x86",
         "texts_of_wide_letters": b"](" + text("\u4e00\u4e01") * 500_000 + b"e",
+        "words_of_wide_letters": b"}(" + b"".join(text(f"\u2581\u4e00{n}") + b"J" + struct.pack("<i", n) for n in range(400_000)) + b"u",
     }.items():  # fmt: skip
         yield label, torch_file(stream), "what a file may hold much of, and what it may not", "refused"
     yield "views_packed", torch_file(written_tensors(100_000), deflated=True), "100,000 views of 64 bytes", "refused"

@@ -93,7 +93,7 @@ def held(file: TensorFile) -> int:
 LARGE: dict[str, Callable[[], object]] = {
     "indices": lambda: {"sampler": list(range(1_000_000))},
     "a vocabulary": lambda: {"vocabulary": {f"token{n}": n for n in range(250_000)}},
-    "pieces of words": lambda: {f"\u2581{chr(0x4E00 + n % 20_000)}{n}": n for n in range(262_144)},
+    "pieces of words": lambda: {f"\u2581{chr(0x4E00 + n % 20_000)}{n}": n for n in range(200_000)},
     "words both ways": lambda: {"of": (words := [f"w{n}" for n in range(280_000)]), "to": dict.fromkeys(words, 7)},
     "states": lambda: {n: {"step": torch.tensor(1.0), "exp_avg": torch.zeros(1_500)} for n in range(20_000)},
     "a flat optimizer": lambda: {f"state.{n}.exp_avg": torch.zeros(800) for n in range(40_000)},

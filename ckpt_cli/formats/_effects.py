@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 # an element of a set; what is wrong with an object, until somebody asks.
 TUPLE, _ENTRY, _FIRST, _FIRST_ENTRIES, PLACED, FAULT = 56, 48, 5, 168, 112, 600
 # What a word of a vocabulary takes less, as a key among as many as a pickler sets at once and more.
-_WORD_LESS, _BATCH = 58, 1000
+_WORD_LESS, _BATCH = 25, 1000
 # A storage when it is met first.
 STORAGE = 100
 # The first places of a list; a number, and a place on the stack or in a list, which is what it takes in an array; what
