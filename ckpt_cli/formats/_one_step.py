@@ -44,10 +44,10 @@ _SHORT = {bytes((code, number)): number for code in b"hK" for number in range(25
 _RUNS = [(sum(1 << 32 * n for n in range(count)), sum(n << 32 * n for n in range(count))) for count in range(8)]
 # What it takes to know a shape, at all and for each byte that it is written in: numbers, and what it is known by.
 NEW_SHAPE, PER_BYTE = 200, 20
-# What is taken by a tensor, its storage and the record of that, by one more tensor of a storage, and by what stays of a
-# parameter in the memo; what of the first two goes before they are listed.
-_TENSOR, _VIEW, _WRAPPED = 1150, 280, 30
-_LET_GO, _VIEW_LET_GO = 750, 240
+# What is taken by a tensor and its storage, by one more tensor of a storage, and by what stays of a parameter in the
+# memo; what of the first two goes before they are listed.
+_TENSOR, _VIEW, _WRAPPED = 650, 280, 30
+_LET_GO, _VIEW_LET_GO = 300, 240
 
 
 def mark(machine: Machine) -> None:

@@ -15,8 +15,9 @@ from typing import NamedTuple
 from ckpt_cli.errors import CkptError, Damaged, counted
 from ckpt_cli.formats import ByteSource
 from ckpt_cli.formats._entries import Entries, Record
-from ckpt_cli.formats._inert import quoted, shown
+from ckpt_cli.formats._inert import Costly, quoted, shown
 from ckpt_cli.formats._stream import BLOCK, Stream, blocks
+from ckpt_cli.room import room_of_a_file
 
 _END = struct.Struct("<4s4H2LH")
 _END64 = struct.Struct("<4sQ2H2L4Q")
@@ -28,8 +29,9 @@ _MAX_COMMENT = 65535
 _MAX_ENTRY = _CENTRAL.size + 3 * 65535
 # What stands in an end record for a count, size or place that only its zip64 record can hold.
 _FULL = (0xFFFF, 0xFFFFFFFF, 0xFFFFFFFF)
-# Records: an optimizer of 100,000 parameters has 300,000, each of some eighty bytes in the directory.
-_MAX_RECORDS, _MAX_DIRECTORY = 400_000, 64 << 20
+# Records: an optimizer of 100,000 parameters has 300,000, each of some eighty bytes in the directory. What each takes
+# of the room of its file, with the time that it takes to look at it.
+_MAX_RECORDS, _MAX_DIRECTORY, RECORD = 400_000, 64 << 20, 500
 # Pickles of state dicts pack fivefold, and are never much larger than the file with all its records. Small ones may be
 # anything: there is little to lose.
 _MAX_RATIO, _MAX_SHARE, _SMALL = 50, 16, 1 << 20
@@ -87,9 +89,10 @@ def read_archive(source: ByteSource) -> Archive:
             f"{source.path} breaks the zip format: its directory is not where its end record says "
             "(two archives in one file, or bytes put before it)"
         )
-    if count > _MAX_RECORDS or size > _MAX_DIRECTORY:
-        raise _too_many(source)
-    records = _directory(source, start, start + size)
+    most = min(_MAX_RECORDS, room_of_a_file(source.size) // RECORD)
+    if count > most or size > _MAX_DIRECTORY:
+        raise _too_many(source, most)
+    records = _directory(source, start, start + size, most)
     if count != len(records) and (wide or count != _FULL[0]):
         raise CkptError(f"{source.path} breaks the zip format: {count} entries announced, {len(records)} there")
     return Archive(records, records.checked, start, tuple(notes))
@@ -111,12 +114,16 @@ def _wide_end(source: ByteSource, end: int) -> tuple[int, int, int, int] | None:
     return place, fields[7], fields[8], fields[9]
 
 
-def _too_many(source: ByteSource) -> CkptError:
+def _too_many(source: ByteSource, most: int) -> CkptError:
+    if most < _MAX_RECORDS:
+        error = Costly(f", in more than {most} records")
+        error.message = f"{source.path} is refused: {error.message}"
+        return error
     return CkptError(f"{source.path} is refused: its zip archive has more than {_MAX_RECORDS} records, or immense ones")
 
 
-def _directory(source: ByteSource, limit: int, stop: int) -> Entries:
-    """The records, whose bytes end at `limit`, where the directory begins."""
+def _directory(source: ByteSource, limit: int, stop: int, most: int) -> Entries:
+    """The records, whose bytes end at `limit`, where the directory begins; refused where they are more than `most`."""
     records = Entries()
     known = records.raws
     capital: set[bytes] = set()
@@ -125,8 +132,8 @@ def _directory(source: ByteSource, limit: int, stop: int) -> Entries:
         if len(data) - at < _MAX_ENTRY and read < stop:
             block = source.read_at(read, min(2 * _MAX_ENTRY, stop - read))
             data, at, read = data[at:] + block, 0, read + len(block)
-        if len(records) == _MAX_RECORDS:
-            raise _too_many(source)
+        if len(records) == most:
+            raise _too_many(source, most)
         if len(data) - at < _CENTRAL.size or data[at : at + 4] != b"PK\1\2":
             place = read - len(data) + at
             raise CkptError(f"{source.path} breaks the zip format: its directory is garbled at byte {place}")

@@ -12,10 +12,11 @@ from typing import Any, NamedTuple, TypeVar
 
 from ckpt_cli.errors import CkptError, Damaged, counted
 from ckpt_cli.formats import ByteSource, _pickle, _tree
-from ckpt_cli.formats._inert import Malformed, RunsCode, Truncated, quoted, shown
+from ckpt_cli.formats._inert import Costly, Malformed, RunsCode, Truncated, quoted, shown
 from ckpt_cli.formats._records import Ahead
 from ckpt_cli.formats._stream import range_of
 from ckpt_cli.formats._torch import Interpreted, StorageId, interpret, refusing
+from ckpt_cli.room import room_of_a_file
 from ckpt_cli.tensor_file import Storage, TensorFile, TensorInfo
 
 NAME = "torch-legacy"
@@ -25,6 +26,8 @@ _PROTOCOL = 1001
 _SPELLED = b"\x8a\x0a" + _MAGIC.to_bytes(10, "little") + b"."
 _IN_DIGITS = b"L%dL\n." % _MAGIC
 _MAX_PICKLES = 256 << 20
+# Bytes of the room of a file that a storage takes, with the time that it takes to find it.
+_STORAGE = 1250
 
 
 _Found = TypeVar("_Found")
@@ -87,11 +90,14 @@ def _head(source: ByteSource) -> _Head:
         told = quoted(str(protocol)) if type(protocol) is int else type(protocol).__name__
         raise CkptError(f"{source.path} is a legacy torch file of an unknown protocol ({told})")
     wanted: dict[str, Storage] = {}
+    most_storages = room_of_a_file(source.size) // _STORAGE
     itemsizes: dict[str, int] = {}
 
     def note(storage: StorageId) -> Storage:
         if storage.key in wanted:
             raise CkptError(f"{source.path}: its pickle gives storage {quoted(storage.key)} two lengths")
+        if len(wanted) == most_storages:
+            raise Costly(f", in more than {most_storages} storages")
         itemsizes[storage.key] = storage.itemsize
         wanted[storage.key] = Storage(storage.key, source.path, 0, storage.bytes)
         return wanted[storage.key]

@@ -16,6 +16,7 @@ from ckpt_cli.formats import ByteSource, _records, _torchscript, _tree, _zip
 from ckpt_cli.formats._inert import Malformed, quoted, shown
 from ckpt_cli.formats._stream import Stream
 from ckpt_cli.formats._torch import StorageId, Unpickled, by_name, interpret, refusing
+from ckpt_cli.room import room_of_a_file
 from ckpt_cli.tensor_file import Storage, TensorFile
 
 NAME = "torch-zip"
@@ -60,8 +61,10 @@ def read(source: ByteSource) -> TensorFile:
         container, read = "torchscript", _script(file, swapped)
     else:
         container, data = NAME, file.stream("data.pkl")
-        found = interpret(source.path, data, file.find("data"), swapped)
-        archive.records.clear()  # nothing more is looked up, and names and tensors take as much again
+        found = interpret(source.path, data, file.find("data"), swapped, file.room)
+        # Nothing more is looked up, and names and tensors take as much again.
+        found = found._replace(room=found.room + _zip.RECORD * len(archive.records))
+        archive.records.clear()
         read = by_name(source.path, found, found.end)
         file.note_rest("the pickle", data, read.end)
     if version is None:  # torch does not load without it; that the pickle would run code is the worse news
@@ -83,6 +86,11 @@ class _File(NamedTuple):
     root: str
     notes: list[str]
     storages: list[Storage]
+
+    @property
+    def room(self) -> int:
+        """What its records leave of that of the file."""
+        return room_of_a_file(self.source.size) - _zip.RECORD * len(self.archive.records)
 
     def record(self, name: str, limit: int) -> bytes | None:
         entry = self.archive.records.get(f"{self.root}/{name}")
@@ -140,7 +148,7 @@ def _script(file: _File, swapped: bool) -> Unpickled:
                 if told > _MAX_TOLD:
                     raise Malformed(f"its code declares more than {_MAX_TOLD} modules and attributes")
     data, constants = (file.stream(f"{name}.pkl") for name in ("data", "constants"))
-    module = interpret(path, data, file.find("data"), swapped, script=True)
+    module = interpret(path, data, file.find("data"), swapped, file.room, script=True)
     others = interpret(path, constants, file.find("constants"), swapped, module.room, script=True)
     file.note_rest("the pickle", data, module.end)
     file.note_rest("the constants", constants, others.end)
