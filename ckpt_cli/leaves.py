@@ -22,11 +22,17 @@ _MANY = 100
 
 
 def all_values(file: TensorFile, each: int = _NAMED) -> dict[str, Any]:
-    """The values of a file, held by name all at once, where each takes so many bytes of memory. Raises CkptError where
-    that would be more than a file gets unasked."""
+    """The values of a file, held by name all at once. Raises as `check_number` does."""
+    check_number(file, each)
+    return dict(file.values)
+
+
+def check_number(file: TensorFile, each: int) -> None:
+    """Raises CkptError where the values of a file, of so many bytes of memory each, would take more than it gets
+    unasked."""
     there = len(file.values)
     if there <= room_of_a_file() // each or there <= (most := room_of_a_file(_size(file.path)) // each):
-        return dict(file.values)
+        return
     what = f"{file.path} holds {there} values beside its tensors, of which no more than {most} are looked at together"
     lists = f"`ckpt inspect tensors {quote(file.path)} --values` lists them"
     raise CkptError(what, f"{lists}, {MEMORY}=1000 lets a file that you trust take 1 GB", file.path, kind=Costly.kind)

@@ -13,6 +13,7 @@ from itertools import chain
 from sys import intern
 from typing import Any, NamedTuple
 
+from ckpt_cli.leaves import check_number
 from ckpt_cli.tensor_file import TensorFile, referred
 
 # States that tell an optimizer where its groups are not in the file; others could be anything's.
@@ -21,6 +22,8 @@ _TELLING = ("exp_avg", "exp_avg_sq", "momentum_buffer")
 _MOST = 16
 # Characters and dots of names: no trainer's are as long, and each dot may be where a parameter's name ends.
 _LONGEST, _MOST_DOTS = 10_000, 100
+# Bytes of memory that a value takes where it becomes part of a group, and of the rows that tell of it.
+_EACH = 700
 
 
 class Draft(NamedTuple):
@@ -45,7 +48,11 @@ class _Optimizer(NamedTuple):
 
 
 def groups_of(file: TensorFile) -> list[Draft]:
-    """The groups of every optimizer in a file, with the tensors of their states; nothing of these is read."""
+    """The groups of every optimizer in a file, with the tensors of their states; nothing of these is read.
+
+    Raises CkptError where there are more values than may be looked at together.
+    """
+    check_number(file, _EACH)
     found = {prefix: _described(prefix, pairs) for prefix, pairs in _groups(file).items()}
     stateful = set()
     for name, value in _pairs(file):
