@@ -17,6 +17,8 @@ _ROOM = 35 << 20
 # A larger file than that has as much more room as it is larger: a model of a hundred thousand tensors is large, and
 # what is made to cost much, and hold little, is not. Up to what no model needs.
 _SMALL, _MOST_MORE = 64 << 20, 1 << 30
+# What files are called that hold tensors.
+_TENSORS = (".distcp", ".safetensors", ".bin", ".pt", ".pth", ".ckpt")
 _SHARED: ContextVar[list[int] | None] = ContextVar("_SHARED", default=None)
 
 
@@ -27,10 +29,10 @@ def room_of_a_file(size: int = 0) -> int:
 
 
 def bytes_beside(path: str) -> int:
-    """How many bytes the files have in the folder of one, and it itself; none where nobody may see them."""
+    """How many bytes the files of tensors have in the folder of one that may tell of them; 0 where nobody may look."""
     try:
         with os.scandir(os.path.dirname(path) or os.curdir) as entries:
-            return sum(entry.stat().st_size for entry in entries if entry.is_file())
+            return sum(entry.stat().st_size for entry in entries if entry.name.endswith(_TENSORS) and entry.is_file())
     except OSError:
         return 0
 
