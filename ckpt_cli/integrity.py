@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
+from functools import partial
 from typing import Any, Literal, NamedTuple
 
 from ckpt_cli.checkpoint import Problem
@@ -142,17 +144,16 @@ def _check_tensors(source: FileSource, job: Job, tick: Tick) -> Checked:
     kinds = Kinds()
     for archives in batches(source, job.slices, kinds):
         records: list[Storage] = []
-        unread: list[tuple[Archive, list[Storage]]] = []
+        unread: list[tuple[Archive, list[Storage], Callable[[], TensorFile | None]]] = []
         for archive, like in archives:
             own = like or []
             if like is None:
                 try:
-                    own = _records(archive)
+                    own, read = _records(archive)
                 except CkptError as error:
                     say(around, _problem(error, job.path, archive.name))
-                    if error.kind == Costly.kind:  # to read it would cost the same again
-                        continue
-                unread.append((archive, own if job.slices else []))
+                    continue
+                unread.append((archive, own if job.slices else [], read))
             records += placed(archive, own)
         bare += [record for record in records if record.crc32 is None]
         checked = checked or any(record.crc32 is not None for record in records)
@@ -163,9 +164,9 @@ def _check_tensors(source: FileSource, job: Job, tick: Tick) -> Checked:
                 detail = f"{job.path}: record {record.name} is damaged: its CRC32 does not fit"
                 say(within, Problem("crc-mismatch", detail, job.path, record.name))
         records.clear()  # before as many tensors are read
-        for archive, own in unread:
+        for archive, own, read in unread:
             try:
-                file = _read(archive)
+                file = read()
             except CkptError as error:
                 # What the pass over the bytes has found already is not said twice.
                 problem = _problem(error, error.path or job.path, archive.name)
@@ -193,19 +194,13 @@ def _check_tensors(source: FileSource, job: Job, tick: Tick) -> Checked:
     return Checked(job.path, problems, covered, digest.finish() if digest else None, shapes)
 
 
-def _records(archive: Archive) -> list[Storage]:
-    """Its records; none of an index."""
+def _records(archive: Archive) -> tuple[list[Storage], Callable[[], TensorFile | None]]:
+    """Its records, and what reads the rest; of an index none, for bytes are looked at where they lie."""
     form = recognise(archive.source)
-    return [] if hasattr(form, "placed") else list(form.records(archive.source))
-
-
-def _read(archive: Archive) -> TensorFile | None:
-    """What it holds; None of an index that is sound, for the bytes themselves are looked at where they lie."""
-    form = recognise(archive.source)
-    if not hasattr(form, "placed"):
-        return form.read(archive.source)
-    form.check(archive.source)
-    return None
+    if hasattr(form, "placed"):
+        return [], partial(form.check, archive.source)
+    found, read = form.records(archive.source)
+    return list(found), read
 
 
 def _problem(error: CkptError, path: str, archive: str | None) -> Problem:

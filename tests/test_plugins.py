@@ -129,7 +129,7 @@ def test_a_format_knows_its_own(
     place = tensor.pieces[0][1] if tensor.pieces else tensor
     assert place.storage in read.storages
     with FileSource(str(tmp_path / "no-suffix")) as source:
-        records = list(form.records(source))
+        records = list(form.records(source).found)
     assert [record.offset for record in records] == sorted({record.offset for record in records})
     assert [record._replace(name="") for record in records if record.offset == place.storage.offset] == [
         place.storage._replace(name="")
@@ -167,7 +167,7 @@ def test_a_format_survives_every_truncation(form: Format, samples: dict[str, byt
     data = samples[form.NAME]
 
     def listed(source: Bytes) -> object:
-        return list(form.records(source))
+        return list(form.records(source).found)
 
     for length in range(len(data)):
         for look in (form.read, listed, form.check):
@@ -183,7 +183,7 @@ def test_a_format_survives_garbage(form: Format, samples: dict[str, bytes]) -> N
     data = samples[form.NAME]
 
     def listed(source: Bytes) -> object:
-        return list(form.records(source))
+        return list(form.records(source).found)
 
     refused = 0
     for turn in range(1500):

@@ -47,7 +47,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::Deprecat
 
 def records(path: object) -> list[Storage]:
     with FileSource(str(path)) as source:
-        return list(recognise(source).records(source))
+        return list(recognise(source).records(source).found)
 
 
 def check_all(path: object) -> None:

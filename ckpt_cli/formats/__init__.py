@@ -9,10 +9,10 @@ from __future__ import annotations
 import os
 import stat
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from functools import cache
-from typing import Protocol, cast
+from typing import NamedTuple, Protocol, cast
 
 from ckpt_cli import plugins
 from ckpt_cli.errors import CkptError, Damaged
@@ -40,15 +40,22 @@ class ByteSource(Protocol):
         ...
 
 
+class Records(NamedTuple):
+    """The records of a file, and what `read`s the rest of it without looking at all of it again."""
+
+    found: Iterable[Storage]
+    read: Callable[[], TensorFile]
+
+
 class Format(Protocol):
     """What a module of this folder offers.
 
     `matches` tells from the first bytes and the size whether the content is this format's, whatever the file
     is called. `read` lists what the file holds without reading tensor data. `records` gives every run of bytes
     that the file has a name for, whether or not a tensor uses it, in the order of the file: its full name, its
-    place, and the CRC32 written with it, None where none was. `check` looks only at what a write that broke off
-    would have left undone (the end of a zip, the length of the data), in milliseconds. All raise Damaged for what
-    was cut short or altered, CkptError for what breaks the format's rules.
+    place, and the CRC32 written with it, None where none was; and what goes on from there as `read` does. `check`
+    looks only at what a write that broke off would have left undone (the end of a zip, the length of the data), in
+    milliseconds. All raise Damaged for what was cut short or altered, CkptError for what breaks the format's rules.
 
     A format of indexes has two more: `index`, as `read` without opening another file, and `placed`, its records with
     what each must hold.
@@ -60,7 +67,7 @@ class Format(Protocol):
 
     def read(self, source: ByteSource) -> TensorFile: ...
 
-    def records(self, source: ByteSource) -> Iterable[Storage]: ...
+    def records(self, source: ByteSource) -> Records: ...
 
     def check(self, source: ByteSource) -> None: ...
 

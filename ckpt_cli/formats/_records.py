@@ -52,8 +52,7 @@ def stored(source: ByteSource, archive: Archive, record: Record, name: str) -> S
 
 
 def every(source: ByteSource, archive: Archive) -> Iterator[Storage]:
-    """All records in the order of the file under their full names."""
-    walk(source, archive)
+    """All records that `walk` has found, in the order of the file under their full names."""
     for _, record in archive.records.ordered():
         yield stored(source, archive, record, record.name)
 

@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from functools import partial
 
 from ckpt_cli.errors import CkptError, Damaged, counted
-from ckpt_cli.formats import ByteSource, Files, Window, formats
+from ckpt_cli.formats import ByteSource, Files, Records, Window, formats
 from ckpt_cli.formats._dcp_classes import MODULES, Key, Slice
 from ckpt_cli.formats._dcp_index import Chunk, IndexedTensor, read_index
 from ckpt_cli.formats._dtypes import ITEMSIZE
@@ -50,9 +51,9 @@ def check(source: ByteSource) -> None:
     needed.check(source)
 
 
-def records(source: ByteSource) -> Iterable[Storage]:
+def records(source: ByteSource) -> Records:
     """Each entry's archive in a data file; its CRC32s are in the archive. What went through something has it packed."""
-    return (storage for storage, _ in placed(source))
+    return Records((storage for storage, _ in placed(source)), partial(read, source))
 
 
 def placed(source: ByteSource) -> Iterator[tuple[Storage, Held | None]]:

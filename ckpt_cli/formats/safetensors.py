@@ -9,11 +9,10 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable
 from typing import Any
 
 from ckpt_cli.errors import CkptError, Damaged, counted
-from ckpt_cli.formats import ByteSource
+from ckpt_cli.formats import ByteSource, Records
 from ckpt_cli.formats._dtypes import ITEMSIZE
 from ckpt_cli.formats._header import METADATA, Refused, Repeated, check_depth, members
 from ckpt_cli.formats._inert import Costly, quoted
@@ -80,9 +79,10 @@ def check(source: ByteSource) -> None:
     read(source)
 
 
-def records(source: ByteSource) -> Iterable[Storage]:
+def records(source: ByteSource) -> Records:
     """The bytes of each tensor, without a CRC32: none is ever written."""
-    return sorted(read(source).storages, key=lambda storage: (storage.offset, storage.bytes))
+    file = read(source)
+    return Records(sorted(file.storages, key=lambda storage: (storage.offset, storage.bytes)), lambda: file)
 
 
 def read(source: ByteSource) -> TensorFile:

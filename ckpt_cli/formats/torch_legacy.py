@@ -7,11 +7,11 @@ no checksum of any kind. After torch/serialization.py, `_legacy_save` and `_lega
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from typing import Any, NamedTuple, TypeVar
+from functools import partial
+from typing import Any, NamedTuple
 
 from ckpt_cli.errors import CkptError, Damaged, counted
-from ckpt_cli.formats import ByteSource, _pickle, _tree
+from ckpt_cli.formats import ByteSource, Records, _pickle, _tree
 from ckpt_cli.formats._inert import Costly, Malformed, RunsCode, Truncated, quoted, shown
 from ckpt_cli.formats._records import Ahead
 from ckpt_cli.formats._stream import range_of
@@ -28,9 +28,6 @@ _IN_DIGITS = b"L%dL\n." % _MAGIC
 _MAX_PICKLES = 256 << 20
 # Bytes of the room of a file that a storage takes, with the time that it takes to find it.
 _STORAGE = 1250
-
-
-_Found = TypeVar("_Found")
 
 
 class _Head(NamedTuple):
@@ -54,19 +51,21 @@ def check(source: ByteSource) -> None:
     read(source)
 
 
-def records(source: ByteSource) -> Iterable[Storage]:
+def records(source: ByteSource) -> Records:
     """The storages, without a CRC32: none is ever written."""
-    return sorted(_described(source, _head).storages.values(), key=lambda storage: storage.offset)
+    head = _described(source)
+    found = sorted(head.storages.values(), key=lambda storage: storage.offset)
+    return Records(found, partial(_read, source, head))
 
 
 def read(source: ByteSource) -> TensorFile:
-    return _described(source, _read)
+    return _read(source, _described(source))
 
 
-def _described(source: ByteSource, read: Callable[[ByteSource], _Found]) -> _Found:
-    """What `read` finds, with the file's path before what it is refused for."""
+def _described(source: ByteSource) -> _Head:
+    """The head, with the file's path before what it is refused for."""
     try:
-        return read(source)
+        return _head(source)
     except Truncated as error:
         raise Damaged(f"{source.path} is truncated: it ends within its description", kind="truncated") from error
     except (Malformed, RunsCode) as error:
@@ -108,8 +107,8 @@ def _head(source: ByteSource) -> _Head:
     return _Head(objects, objects.end - at, _place(source, keys.value, keys.end, wanted, itemsizes), keys.end)
 
 
-def _read(source: ByteSource) -> TensorFile:
-    objects, length, storages, end = _head(source)
+def _read(source: ByteSource, head: _Head) -> TensorFile:
+    objects, length, storages, end = head
     with refusing(source.path):
         tensors, values, kinds = _tree.flatten(objects.value, length, objects.room, objects.shared)
     tensors = tuple(_placed(tensor, storages) for tensor in tensors)

@@ -8,11 +8,12 @@ Layout and rebuild functions after torch/serialization.py and torch/_utils.py, t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 from ckpt_cli.errors import CkptError, Damaged, counted
-from ckpt_cli.formats import ByteSource, _records, _torchscript, _tree, _zip
+from ckpt_cli.formats import ByteSource, Records, _records, _torchscript, _tree, _zip
 from ckpt_cli.formats._inert import Malformed, quoted, shown
 from ckpt_cli.formats._stream import Stream
 from ckpt_cli.formats._torch import StorageId, Unpickled, by_name, interpret, refusing
@@ -37,17 +38,24 @@ def check(source: ByteSource) -> None:
     _root(source, _zip.read_archive(source))
 
 
-def records(source: ByteSource) -> Iterable[Storage]:
+def records(source: ByteSource) -> Records:
     """Every record of the archive under its full name, the pickle and what describes it too."""
-    archive = _zip.read_archive(source)
-    _root(source, archive)
-    return _records.every(source, archive)
+    file = _opened(source)
+    return Records(_records.every(source, file.archive), partial(_read, file))
 
 
 def read(source: ByteSource) -> TensorFile:
+    return _read(_opened(source))
+
+
+def _opened(source: ByteSource) -> _File:
     archive = _zip.read_archive(source)
     root = _root(source, archive)
-    file = _File(source, archive, root, [*archive.notes, *_records.walk(source, archive)], [])
+    return _File(source, archive, root, [*archive.notes, *_records.walk(source, archive)], [])
+
+
+def _read(file: _File) -> TensorFile:
+    source, archive, root = file[:3]
     version = file.record(".data/version", 64) or file.record("version", 64)  # in torch's order
     number = b"1" if version is None else version.strip()
     if not number.isdigit() or len(number) > 6 or not 1 <= int(number) <= _MAX_VERSION:
