@@ -17,7 +17,7 @@ from ckpt_cli.tensor_file import Storage
 
 # Bytes of an archive that are read at once: of a larger one the data, which is most of it, is left out. And bytes that
 # are kept of a kind: torch writes some fifteen hundred around the data. Kinds of one size and sort.
-_AT_ONCE, _MOST_KEPT, _MOST_ALIKE = 1 << 16, 1 << 12, 4
+_AT_ONCE, _MOST_KEPT, _MOST_ALIKE = 1 << 13, 1 << 12, 4
 _CRC32 = 4
 # Archives of one file that are looked at together: enough for several threads.
 _BATCH = 1000
@@ -60,7 +60,8 @@ def batches(
     left = room_of_a_file(source.size) // _LOOK
     batch: list[tuple[Archive, list[Storage] | None]] = []
     for piece in slices:
-        archive = Archive(piece.name, Window(source, piece.offset, piece.bytes), piece.offset, piece.holds)
+        window = Window(source, piece.offset, piece.bytes, piece.bytes <= _AT_ONCE)
+        archive = Archive(piece.name, window, piece.offset, piece.holds)
         like = kinds.records(archive.holds, archive.source)
         batch.append((archive, like))
         new = like is None and piece.bytes < _LOOK
@@ -142,12 +143,6 @@ def _learnt(source: ByteSource, records: Sequence[Storage]) -> _Alike | None:
 
 def _records(alike: _Alike, source: ByteSource) -> list[Storage] | None:
     read = source.read_at
-    if source.size <= _AT_ONCE:
-        data = source.read_at(0, source.size)
-
-        def read(offset: int, length: int) -> bytes:
-            return data[offset : offset + length]
-
     if any(read(start, len(same)) != same for start, same in alike.fixed):
         return None
     found = []

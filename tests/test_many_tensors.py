@@ -116,7 +116,7 @@ def test_what_a_state_takes(command: list[str], tmp_path: Path, peak: Callable[.
 
 
 def test_what_a_record_takes_that_nothing_uses(tmp_path: Path, peak: Callable[..., tuple[int, int]]) -> None:
-    count = 100_000
+    count = 70_000
     torch.save({"w": torch.zeros(1)}, tmp_path / "many.pt")
     with zipfile.ZipFile(tmp_path / "many.pt", "a") as archive:
         for n in range(count):

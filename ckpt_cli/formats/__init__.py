@@ -144,9 +144,9 @@ class FileSource:
 
 
 class Window:
-    """A range of another source as a source of its own."""
+    """A range of another source as a source of its own; a short one is read at once."""
 
-    def __init__(self, source: ByteSource, start: int, size: int) -> None:
+    def __init__(self, source: ByteSource, start: int, size: int, at_once: bool = False) -> None:
         if start < 0 or size < 0 or start + size > source.size:
             raise Damaged(
                 f"{source.path} ends before byte {start + size}, where a part of it should be", kind="truncated"
@@ -155,9 +155,12 @@ class Window:
         self.path = source.path
         self.start = start
         self.size = size
+        self.data = source.read_at(start, size) if at_once else None
 
     def read_at(self, offset: int, length: int) -> bytes:
         self._check(offset, length)
+        if self.data is not None:
+            return self.data[offset : offset + length]
         return self.source.read_at(self.start + offset, length)
 
     def read_into(self, offset: int, buffer: memoryview) -> None:
