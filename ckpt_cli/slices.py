@@ -22,7 +22,7 @@ _CRC32 = 4
 # Archives of one file that are looked at together: enough for several threads.
 _BATCH = 1000
 # Bytes of a file whose reading takes as long as to look into an archive that is like none before.
-_LOOK = 10_000
+_LOOK = 15_000
 # The dtype and shape of a tensor.
 Held = tuple[str, tuple[int, ...]]
 

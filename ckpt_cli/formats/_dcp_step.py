@@ -46,7 +46,7 @@ _TO_KNOW = 500
 # Values that are kept for when they are met again, as each shape and length is.
 _MOST_VALUES = 1 << 14
 # What is taken by an object, and by an entry and each of its chunks, with what they stand for and are listed as.
-_OBJECT, _FOUND, _CHUNK = 430, 500, 300
+_OBJECT, _FOUND, _CHUNK = 600, 680, 300
 
 
 class _Value(NamedTuple):
