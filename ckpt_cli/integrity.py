@@ -12,12 +12,15 @@ from ckpt_cli.checksums import Digest, Tick, is_zero, read_all
 from ckpt_cli.errors import CkptError, Damaged, Interrupted, counted
 from ckpt_cli.formats import ByteSource, FileSource
 from ckpt_cli.formats._inert import Costly
+from ckpt_cli.room import room_of_a_file
 from ckpt_cli.slices import Archive, Kinds, Slice, batches, full_name, placed
 from ckpt_cli.small_files import MAX_JSON_BYTES, read_json
 from ckpt_cli.tensor_file import Storage, TensorFile
 from ckpt_cli.tensors import about, recognise
 
 Kind = Literal["tensors", "any", "json", "plain"]
+# How often the bytes of a file, and as many as any may have, records may unpack to: at some 400 MB a second.
+_UNPACKED = 4
 # What a reader calls a failure that it knows no more exact word for.
 _CODES = {"unusable": "bad-structure", "damaged": "bad-structure"}
 
@@ -155,6 +158,9 @@ def _check_tensors(source: FileSource, job: Job, tick: Tick) -> Checked:
                     continue
                 unread.append((archive, own if job.slices else [], read))
             records += placed(archive, own)
+        unpacked = sum(record.bytes for record in records if record.packed)
+        if unpacked > _UNPACKED * (source.size + room_of_a_file(source.size)):
+            raise Costly(f", with {unpacked} bytes packed")
         bare += [record for record in records if record.crc32 is None]
         checked = checked or any(record.crc32 is not None for record in records)
         for record, value in zip(records, read_all(source, records, digest, job.lanes, tick)):

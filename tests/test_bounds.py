@@ -497,6 +497,19 @@ def test_a_file_that_is_trusted_may_take_more(call: Run, tmp_path: Path, monkeyp
     assert call("verify", tmp_path / "long.pt").code == 0
 
 
+def test_records_that_are_packed_a_thousandfold(call: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """200 kB that are 200 MB of zeros: listed at once; to unpack them all is for a file that is trusted."""
+    torch.save({"w": torch.zeros(200_000_000, dtype=torch.uint8)}, tmp_path / "plain.pt")
+    with zipfile.ZipFile(tmp_path / "plain.pt") as plain, zipfile.ZipFile(tmp_path / "packed.pt", "w", 8) as packed:
+        for entry in plain.infolist():
+            packed.writestr(entry.filename, plain.read(entry))
+    assert call("inspect", "tensors", tmp_path / "packed.pt").code == 0
+    (result,) = call("verify", tmp_path / "packed.pt", "--json").json["results"]
+    assert [problem["code"] for problem in result["problems"]] == ["too-costly"]
+    monkeypatch.setenv("CKPT_MEMORY", "1000")
+    assert call("verify", tmp_path / "packed.pt").code == 0
+
+
 def test_texts_that_no_header_holds(call: Run, tmp_path: Path) -> None:
     torch.save({"w": torch.ones(1), "texts": ["x" * 1_000_000] * 9}, tmp_path / "long.pt")
     done = call("convert", tmp_path / "long.pt")

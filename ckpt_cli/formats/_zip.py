@@ -34,7 +34,7 @@ _FULL = (0xFFFF, 0xFFFFFFFF, 0xFFFFFFFF)
 _MAX_RECORDS, _MAX_DIRECTORY, RECORD = 400_000, 64 << 20, 500
 # Pickles of state dicts pack fivefold, and are never much larger than the file with all its records. Small ones may be
 # anything: there is little to lose.
-_MAX_RATIO, _MAX_SHARE, _SMALL = 50, 16, 1 << 20
+_MAX_RATIO, _MAX_SHARE, _SMALL, _MOST_UNPACKED = 50, 16, 1 << 20, 64 << 20
 # 258 bytes by two bits is the most that DEFLATE (RFC 1951) can express.
 _MAX_DEFLATE = 1032
 STORED, DEFLATED = 0, 8
@@ -239,7 +239,7 @@ def checked_stream(source: ByteSource, archive: Archive, record: Record, limit: 
         )
     start = local_header(source, archive, record).start
     # What is interpreted takes many times its bytes: a small file must not bring much of it.
-    most = max(_SMALL, min(_MAX_RATIO * record.packed, _MAX_SHARE * source.size))
+    most = max(_SMALL, min(_MAX_RATIO * record.packed, _MAX_SHARE * source.size, max(_MOST_UNPACKED, source.size)))
     if record.method == DEFLATED and record.bytes > most:
         raise CkptError(f"{source.path}: record {shown(record.name)} is packed beyond reason, as a bomb is")
     unpacked = _unpacked if record.method == DEFLATED else _stored
